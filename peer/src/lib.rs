@@ -16,6 +16,7 @@
 
 mod config;
 mod driver;
+mod expected_blobs;
 mod handles;
 mod metrics;
 mod mirror;

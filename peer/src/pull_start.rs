@@ -4,6 +4,7 @@
 //! ```text
 //! mirror          pull starter                     origin         driver
 //!   start ──────▶   StartPull ──────────────────────────────────────▶
+//!                   the blobs are expected
 //!                   closure: seals, chunk tables, grant ──▶
 //!                   (proofs are checked, blobs added to the store)
 //!                   Want, for each blob ────────────────────────────▶
@@ -12,7 +13,7 @@
 //! The [`Opening`] machine decides whom to ask and what an answer means; this is its driver. Proofs
 //! are checked no matter which side they come from.
 
-use core::pin::pin;
+use core::pin::{Pin, pin};
 use core::time::Duration;
 use std::sync::Arc;
 
@@ -27,10 +28,13 @@ use flotilla_common::opening::{
 use flotilla_common::proof::Proof;
 use flotilla_common::wire::peer::ImageBundle;
 use flotilla_runtime::clock::Clock;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use moka::future::Cache;
 use tokio::sync::oneshot;
 
 use crate::driver::{Commands, DriverCommand};
+use crate::expected_blobs::ExpectedBlobs;
 use crate::handles::{Stores, Upstream};
 use crate::origin::OriginError;
 use crate::pulls::PullStart;
@@ -59,9 +63,14 @@ pub(crate) struct PullStarter {
     upstream: Upstream,
     telemetry: Arc<Telemetry>,
     commands: Commands,
+    /// The blobs whose proofs are being obtained.
+    expected: Arc<ExpectedBlobs>,
     /// Images that neighbours delivered a short time ago.
     images: Cache<Digest, Arc<ImageBundle>>,
 }
+
+/// The requests of an opening to origins and neighbours.
+type Asked<'a> = FuturesUnordered<Pin<Box<dyn Future<Output = OpeningInput> + Send + 'a>>>;
 
 impl PullStarter {
     pub(crate) fn new(
@@ -77,6 +86,7 @@ impl PullStarter {
             upstream,
             telemetry,
             commands,
+            expected: Arc::default(),
             images: Cache::builder()
                 .max_capacity(IMAGES_CACHED)
                 .time_to_live(IMAGES_TTL)
@@ -107,19 +117,56 @@ impl PullStarter {
         };
         let config = OpeningConfig::default();
         let mut hold = Some(trigger);
-        let mut opening = Opening::new(started, &config, self.image_blobs(&blobs));
+        let blobs = self.image_blobs(&blobs);
+        let absent = blobs.iter().filter(|blob| blob.stored == Stored::Absent);
+        let _expected = self.expected.expect(absent.map(|blob| blob.digest));
+        let mut opening = Opening::new(started, &config, blobs, rand::random());
         let start = self.commands.send(DriverCommand::StartPull(start));
         self.run_beside(&mut opening, &mut hold, start).await;
-        while let Some(output) = opening.poll_output() {
-            let action = self.carry_out(repository, &digest, output);
-            if let Some(input) = self.run_beside(&mut opening, &mut hold, action).await {
+        let mut asked = Asked::new();
+        loop {
+            while let Some(output) = opening.poll_output() {
+                let input = match output {
+                    OpeningOutput::AskOrigins => {
+                        asked.push(Box::pin(self.ask_origins(repository, &digest)));
+                        None
+                    }
+                    OpeningOutput::AskNeighbours => {
+                        asked.push(Box::pin(self.ask_neighbours(&digest)));
+                        None
+                    }
+                    OpeningOutput::Add(blob) => {
+                        let add = self.add(repository, *blob);
+                        self.run_beside(&mut opening, &mut hold, add).await
+                    }
+                    OpeningOutput::Want { digest } => {
+                        let want = self.want(repository, &digest);
+                        self.run_beside(&mut opening, &mut hold, want).await;
+                        None
+                    }
+                };
+                if let Some(input) = input {
+                    opening.handle(self.clock.now(), input);
+                }
+            }
+            if opening.is_finished() {
+                // The response that is still held back is sent when `hold` is dropped.
+                return;
+            }
+            let answer = async {
+                match asked.next().await {
+                    Some(answer) => answer,
+                    // All have been answered; the machine waits for a deadline.
+                    None => core::future::pending().await,
+                }
+            };
+            if let Some(input) = self.until_due(&mut opening, &mut hold, answer).await {
                 opening.handle(self.clock.now(), input);
             }
         }
-        // The response that is still held back is sent when `hold` is dropped.
     }
 
-    /// Finishes `work`. The manifest's response is sent meanwhile if it becomes late.
+    /// Finishes `work`. Deadlines of the machine are handled meanwhile.
     async fn run_beside<T>(
         &self,
         opening: &mut Opening,
@@ -128,20 +175,38 @@ impl PullStarter {
     ) -> T {
         let mut work = pin!(work);
         loop {
-            if opening.is_late()
-                && let Some(PullTrigger::Manifest(response)) = hold.take()
-            {
-                // A client that has gone needs no response.
-                let _ = response.send(());
-            }
-            tokio::select! {
-                biased;
-                finished = &mut work => return finished,
-                () = self.clock.sleep_until(opening.poll_timeout()) => {
-                    opening.handle_timeout(self.clock.now());
-                }
+            if let Some(finished) = self.until_due(opening, hold, &mut work).await {
+                return finished;
             }
         }
+    }
+
+    /// Waits for `work` up to the machine's next deadline, which is handled. `None` after the
+    /// deadline. The manifest's response is sent if it is late.
+    async fn until_due<T>(
+        &self,
+        opening: &mut Opening,
+        hold: &mut Option<PullTrigger>,
+        work: impl Future<Output = T>,
+    ) -> Option<T> {
+        let finished = tokio::select! {
+            biased;
+            finished = work => Some(finished),
+            () = self.clock.sleep_until(opening.poll_timeout()) => None,
+        };
+        opening.handle_timeout(self.clock.now());
+        if opening.is_late()
+            && let Some(PullTrigger::Manifest(response)) = hold.take()
+        {
+            // A client that has gone needs no response.
+            let _ = response.send(());
+        }
+        finished
+    }
+
+    /// The blobs whose proofs are being obtained.
+    pub(crate) fn expected(&self) -> &ExpectedBlobs {
+        &self.expected
     }
 
     /// The blobs of an image as they are in the store. Counts the bytes that it has already.
@@ -164,27 +229,22 @@ impl PullStarter {
         blobs.iter().map(image_blob).collect()
     }
 
-    /// Carries out an action of the machine.
-    async fn carry_out(
-        &self,
-        repository: &RepositoryName,
-        manifest: &Digest,
-        output: OpeningOutput,
-    ) -> Option<OpeningInput> {
-        match output {
-            OpeningOutput::AskOrigins => {
-                let result = self.closure(repository, manifest).await;
-                return Some(OpeningInput::Closure(result));
-            }
-            OpeningOutput::AskNeighbours => {
-                let image = self.seek_image(manifest).await;
-                let proofs = image.map(|image| image.proofs.clone());
-                return Some(OpeningInput::Neighbours(proofs));
-            }
-            OpeningOutput::Add(blob) => self.want_proved(repository, *blob).await,
-            OpeningOutput::Want { digest } => self.want(repository, &digest).await,
-        }
-        None
+    async fn ask_origins(&self, repository: &RepositoryName, manifest: &Digest) -> OpeningInput {
+        OpeningInput::Closure(self.closure(repository, manifest).await)
+    }
+
+    async fn ask_neighbours(&self, manifest: &Digest) -> OpeningInput {
+        let image = self.seek_image(manifest).await;
+        OpeningInput::Neighbours(image.map(|image| image.proofs.clone()))
+    }
+
+    /// Adds and wants a blob, if its proof is valid. Returns the input for the machine.
+    async fn add(&self, repository: &RepositoryName, blob: ProvedBlob) -> Option<OpeningInput> {
+        let digest = *blob.proof.digest();
+        self.want_proved(repository, blob).await;
+        self.stores.blobs.get(&digest)?;
+        self.expected.on_stored();
+        Some(OpeningInput::Stored { digest })
     }
 
     /// Asks the origins for the proofs of an image's blobs.
@@ -206,7 +266,7 @@ impl PullStarter {
             Err(error) => {
                 tracing::warn!(
                     %manifest, %error,
-                    "could not get the proofs of an image's blobs from an origin; asking neighbours"
+                    "no origin gave the proofs of an image's blobs; asking neighbours, and again after a pause"
                 );
                 if matches!(error, OriginError::Unavailable(_)) {
                     ClosureResult::Unavailable

@@ -19,6 +19,7 @@ use flotilla_common::wire::origin::ClosureAnswer;
 use crate::event::Event;
 use crate::fetch::FetchPurpose;
 use crate::images::BlobId;
+use crate::rng::mix;
 use crate::world::World;
 
 /// A peer's opening of an image, until the proofs are decided.
@@ -56,8 +57,9 @@ impl World<'_> {
             }
         });
         let config = OpeningConfig::default();
+        let rng_seed = mix(self.peers[peer as usize].key ^ u64::from(pull));
         let opening = ImageOpening {
-            machine: Opening::new(self.now, &config, blobs.collect()),
+            machine: Opening::new(self.now, &config, blobs.collect(), rng_seed),
             seeks: ImageSeeks::default(),
             is_answered: false,
             wake_at: Time::MAX,
@@ -205,7 +207,10 @@ impl World<'_> {
             self.queue.push(at, Event::OpeningWake { peer });
         }
         if is_finished {
-            self.peers[peer as usize].pulls[pull as usize].opening = None;
+            let finished = &mut self.peers[peer as usize].pulls[pull as usize];
+            finished.opening = None;
+            let image = finished.image;
+            self.stop_expecting(peer, image);
             if !self.scenario.tracker.enabled {
                 self.add_known_peers(peer, pull);
             }
@@ -237,6 +242,7 @@ impl World<'_> {
     }
 
     fn act_for_opening(&mut self, peer: u32, pull: u32, output: OpeningOutput) {
+        let now = self.now;
         match output {
             OpeningOutput::AskOrigins => {
                 let image = self.peers[peer as usize].pulls[pull as usize].image;
@@ -246,15 +252,20 @@ impl World<'_> {
             OpeningOutput::AskNeighbours => {
                 let image = self.peers[peer as usize].pulls[pull as usize].image;
                 let manifest = Digest::sha256(format!("manifest {image}").as_bytes());
-                let now = self.now;
                 if let Some(opening) = self.opening(peer, pull) {
                     opening.seeks.handle(now, SeekInput::Seek { manifest });
                 }
             }
             OpeningOutput::Add(proved) => {
-                if let Some(id) = self.images.find(proved.proof.digest()) {
+                let digest = *proved.proof.digest();
+                if let Some(id) = self.images.find(&digest) {
                     self.add_blob(peer, id);
+                    if let Some(opening) = self.opening(peer, pull) {
+                        let stored = OpeningInput::Stored { digest };
+                        opening.machine.handle(now, stored);
+                    }
                     self.want(peer, id);
+                    self.on_proved(peer, id);
                 }
             }
             OpeningOutput::Want { digest } => {

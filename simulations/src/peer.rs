@@ -6,6 +6,7 @@ use flotilla_common::swarm::{Input, PeerMachine, TransferId};
 use flotilla_common::time::Time;
 use flotilla_common::tracker::{ExchangeId, SessionInput, TrackerSession};
 
+use crate::images::{BlobId, Images};
 use crate::links::LinkTable;
 use crate::peer_blobs::PeerBlobs;
 use crate::pulls::Pull;
@@ -86,6 +87,12 @@ pub(crate) struct Backlog {
 }
 
 impl SimulatedPeer {
+    /// Whether the proof of a blob is being asked for.
+    pub(crate) fn expects(&self, images: &Images, blob: BlobId) -> bool {
+        let mut openings = self.pulls.iter().filter(|pull| pull.opening.is_some());
+        openings.any(|pull| images.image(pull.image).blobs.contains(&blob))
+    }
+
     /// The slower of uplink and downlink, in bits per second.
     pub(crate) fn rate(&self) -> u64 {
         self.up.min(self.down)

@@ -9,7 +9,9 @@
 use core::time::Duration;
 
 use flotilla_common::failover::{ContentKey, Input as FailoverInput, Need};
-use flotilla_common::opening::{BlobRead, BlobReadInput, BlobReadOutput, FallbackTimeouts};
+use flotilla_common::opening::{
+    BlobRead, BlobReadInput, BlobReadOutput, FallbackTimeouts, KnownBlob,
+};
 use flotilla_common::swarm::{BlobSlot, Input};
 use flotilla_common::time::Time;
 
@@ -63,22 +65,75 @@ impl World<'_> {
             return self.repeat_request(peer, blob);
         }
         let is_stored = simulated.machine.held(blob).is_some();
+        let id = simulated.blobs.at(blob).id;
+        let is_expected = simulated.expects(&self.images, id);
         let requested = simulated.blobs.at_mut(blob);
         if requested.is_delivered {
             return;
         }
         let geometry = self.images.geometry(requested.id);
         let timeouts = FallbackTimeouts::default();
-        let mut read = BlobRead::new(timeouts, is_stored.then_some(geometry));
+        let known = match (is_stored, is_expected) {
+            (true, _) => KnownBlob::Stored(geometry),
+            (false, true) => KnownBlob::Expected,
+            (false, false) => KnownBlob::Unknown,
+        };
+        let mut read = BlobRead::new(now, timeouts, known);
         if let Some(BlobReadOutput::PassThrough(_)) = read.poll_output() {
             return self.pass_through(peer, blob);
         }
-        read.handle(now, BlobReadInput::NextByte);
+        let is_expecting = read.is_expecting();
         requested.read = Some(read);
+        if is_expecting {
+            self.schedule_read_wake(peer);
+        } else {
+            self.read_from_store(peer, blob);
+        }
+    }
+
+    /// The runtime reads a blob that the store knows.
+    fn read_from_store(&mut self, peer: u32, blob: BlobSlot) {
+        let requested = self.peers[peer as usize].blobs.at_mut(blob);
+        if let Some(read) = &mut requested.read {
+            read.handle(self.now, BlobReadInput::NextByte);
+        }
         let cursor = Some(requested.cursor);
         self.feed(peer, Input::Reader { blob, cursor });
         self.advance_reader(peer, blob);
         self.schedule_read_wake(peer);
+    }
+
+    /// The store knows a blob from now on: a request that waited for its proof is answered.
+    pub(crate) fn on_proved(&mut self, peer: u32, id: BlobId) {
+        let is_whole = self.images.geometry(id).is_whole();
+        let blobs = &mut self.peers[peer as usize].blobs;
+        if let Some(slot) = blobs.slot(id)
+            && let Some(read) = &mut blobs.at_mut(slot).read
+            && read.is_expecting()
+        {
+            read.handle(self.now, BlobReadInput::Proved { is_whole });
+            self.read_from_store(peer, slot);
+        }
+    }
+
+    /// An opening of an image has ended: requests for blobs that no other one expects go past the
+    /// store.
+    pub(crate) fn stop_expecting(&mut self, peer: u32, image: u32) {
+        for place in 0..self.images.image(image).blobs.len() {
+            let id = self.images.image(image).blobs[place];
+            let simulated = &mut self.peers[peer as usize];
+            if simulated.expects(&self.images, id) {
+                continue;
+            }
+            if let Some(slot) = simulated.blobs.slot(id)
+                && let Some(read) = &mut simulated.blobs.at_mut(slot).read
+                && read.is_expecting()
+            {
+                read.handle(self.now, BlobReadInput::NotExpected);
+                simulated.blobs.at_mut(slot).read = None;
+                self.pass_through(peer, slot);
+            }
+        }
     }
 
     /// The reader takes all chunks that it can, and waits for the next one.
@@ -150,9 +205,14 @@ impl World<'_> {
             return;
         };
         read.handle_timeout(now);
-        let Some(BlobReadOutput::CheckSources) = read.poll_output() else {
-            return;
-        };
+        match read.poll_output() {
+            Some(BlobReadOutput::CheckSources) => {}
+            Some(BlobReadOutput::PassThrough(_)) => {
+                reading.read = None;
+                return self.pass_through(peer, blob);
+            }
+            None => return,
+        }
         let cursor = reading.cursor;
         let has_source = !simulated.machine.is_out_of_reach(now, blob, cursor);
         let sources = BlobReadInput::Sources {

@@ -3,9 +3,11 @@
 //!
 //! ```text
 //! new ── not in the store ──────────────────────────────────────────────▶ PassThrough
-//!   │ in the store                                                            ▲
-//!   ▼          NextByte                                                       │
-//! Idle ──────────────────▶ Waiting ── Bypassed, or a timeout has expired ─────┘
+//!   │  └─ proof expected ─▶ Expecting ── no proof, or a timeout has expired ───▶ │
+//!   │ in the store             │ Proved                                          │
+//!   ▼          NextByte        ▼                                                 │
+//! Idle ◀───────────────────────┘                                                 │
+//! Idle ──────────────────▶ Waiting ── Bypassed, or a timeout has expired ────────┘
 //!   ▲          Delivered     │  ▲
 //!   └────────────────────────┘  └─ CheckSources, every 250 ms
 //! ```
@@ -21,11 +23,24 @@ use crate::time::Time;
 /// How often a waiting reader checks the fallback timeouts.
 const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
+/// What is known of a blob when it is requested.
+#[derive(Clone, Copy, Debug)]
+pub enum KnownBlob<'a> {
+    /// The store has its proof, and some or all of its chunks.
+    Stored(&'a Geometry),
+    /// An image that names it is being opened, and its proof has not arrived.
+    Expected,
+    /// None of this.
+    Unknown,
+}
+
 /// Why a blob is passed through from an origin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FallbackReason {
     /// The store does not know the blob.
     NotStored,
+    /// Its proof did not arrive in time.
+    NotProved,
     /// The store cannot take the blob, or cannot read it.
     Bypassed,
     /// No neighbour has the next chunk, and every origin fails.
@@ -40,6 +55,7 @@ impl fmt::Display for FallbackReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NotStored => "the blob is not in the store",
+            Self::NotProved => "the proof of the blob did not arrive in time",
             Self::Bypassed => "the store cannot take the blob",
             Self::NoSource => "no neighbour has the next chunk and no origin answers",
             Self::NoProgress => "no bytes received from any source",
@@ -51,6 +67,13 @@ impl fmt::Display for FallbackReason {
 /// An event for the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BlobReadInput {
+    /// The store has the proof of a blob that was expected.
+    Proved {
+        /// Whether the blob has no chunk proofs.
+        is_whole: bool,
+    },
+    /// No image that names the blob is being opened any more.
+    NotExpected,
     /// The runtime is ready for the next byte.
     NextByte,
     /// Bytes were read from the store.
@@ -78,6 +101,8 @@ pub enum BlobReadOutput {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
+    /// The proof must arrive by this time.
+    Expecting(Time),
     Idle,
     Waiting(ByteWait),
     PassedThrough,
@@ -104,18 +129,25 @@ pub struct BlobRead {
 }
 
 impl BlobRead {
-    /// A request for a blob; `stored` is its geometry if the store knows it, complete or not.
-    pub fn new(timeouts: FallbackTimeouts, stored: Option<&Geometry>) -> Self {
+    /// A request for a blob arrives `now`.
+    pub fn new(now: Time, timeouts: FallbackTimeouts, known: KnownBlob<'_>) -> Self {
         let mut read = Self {
             timeouts,
-            is_whole_blob: stored.is_some_and(Geometry::is_whole),
+            is_whole_blob: false,
             state: State::Idle,
             outputs: VecDeque::new(),
         };
-        if stored.is_none() {
-            read.pass_through(FallbackReason::NotStored);
+        match known {
+            KnownBlob::Stored(geometry) => read.is_whole_blob = geometry.is_whole(),
+            KnownBlob::Expected => read.state = State::Expecting(now + timeouts.proof),
+            KnownBlob::Unknown => read.pass_through(FallbackReason::NotStored),
         }
         read
+    }
+
+    /// Whether the proof of the blob is waited for.
+    pub fn is_expecting(&self) -> bool {
+        matches!(self.state, State::Expecting(_))
     }
 
     /// The next action, if there is one.
@@ -126,18 +158,23 @@ impl BlobRead {
     /// When [`Self::handle_timeout`] must be called.
     pub fn poll_timeout(&self) -> Option<Time> {
         match self.state {
+            State::Expecting(until) => Some(until),
             State::Waiting(wait) => wait.check_at,
             State::Idle | State::PassedThrough => None,
         }
     }
 
-    /// Handles the deadline: the sources are checked.
+    /// Handles the deadline: the sources are checked, or the proof is late.
     pub fn handle_timeout(&mut self, now: Time) {
-        if let State::Waiting(wait) = &mut self.state
-            && wait.check_at.is_some_and(|at| at <= now)
-        {
-            wait.check_at = None;
-            self.outputs.push_back(BlobReadOutput::CheckSources);
+        match &mut self.state {
+            State::Expecting(until) if *until <= now => {
+                self.pass_through(FallbackReason::NotProved);
+            }
+            State::Waiting(wait) if wait.check_at.is_some_and(|at| at <= now) => {
+                wait.check_at = None;
+                self.outputs.push_back(BlobReadOutput::CheckSources);
+            }
+            State::Expecting(_) | State::Waiting(_) | State::Idle | State::PassedThrough => {}
         }
     }
 
@@ -145,6 +182,14 @@ impl BlobRead {
     pub fn handle(&mut self, now: Time, input: BlobReadInput) {
         match (&mut self.state, input) {
             (State::PassedThrough, _) => {}
+            (State::Expecting(_), BlobReadInput::Proved { is_whole }) => {
+                self.is_whole_blob = is_whole;
+                self.state = State::Idle;
+            }
+            (State::Expecting(_), BlobReadInput::NotExpected) => {
+                self.pass_through(FallbackReason::NotStored);
+            }
+            (State::Expecting(_), _) => {}
             (_, BlobReadInput::Bypassed) => self.pass_through(FallbackReason::Bypassed),
             (state, BlobReadInput::Delivered) => *state = State::Idle,
             (State::Idle, BlobReadInput::NextByte) => {
@@ -168,7 +213,8 @@ impl BlobRead {
                     self.pass_through(reason);
                 }
             }
-            (State::Waiting(_), BlobReadInput::NextByte)
+            (_, BlobReadInput::Proved { .. } | BlobReadInput::NotExpected)
+            | (State::Waiting(_), BlobReadInput::NextByte)
             | (State::Idle, BlobReadInput::Sources { .. }) => {}
         }
     }

@@ -8,12 +8,23 @@ pub struct OpeningConfig {
     /// How long the manifest is held back for the proofs of the image's blobs. They usually take
     /// one round trip.
     pub proofs_timeout: Duration,
+    /// The pause after the first request for the proofs that failed. Each pause is up to twice as
+    /// long at random, and doubles with each failure, up to `longest_pause`.
+    pub first_pause: Duration,
+    /// See `first_pause`.
+    pub longest_pause: Duration,
+    /// How long the proofs are asked for again, or up to half as long again at random: peers that
+    /// started together do not give up together.
+    pub retry_for: Duration,
 }
 
 impl Default for OpeningConfig {
     fn default() -> Self {
         Self {
             proofs_timeout: Duration::from_secs(2),
+            first_pause: Duration::from_millis(200),
+            longest_pause: Duration::from_secs(2),
+            retry_for: Duration::from_secs(10),
         }
     }
 }
@@ -56,6 +67,11 @@ pub struct FallbackTimeouts {
     /// For a blob without chunk proofs, whose bytes from a neighbour can be read only after the
     /// whole blob has arrived. Default 20 s.
     pub whole_blob: Duration,
+    /// For a blob whose proof is asked for: how long its request waits for that. Default 20 s.
+    pub proof: Duration,
+    /// After this time from the request the head of the response is sent, even if no byte of the
+    /// body is there. Default 20 s; containerd gives up after 30 s without a head.
+    pub head: Duration,
     /// The upper bound, even while other blobs make progress. Default 120 s; container runtimes
     /// give up after 5 minutes.
     pub maximum: Duration,
@@ -67,6 +83,8 @@ impl Default for FallbackTimeouts {
             no_source: Duration::from_secs(3),
             no_progress: Duration::from_secs(20),
             whole_blob: Duration::from_secs(20),
+            proof: Duration::from_secs(20),
+            head: Duration::from_secs(20),
             maximum: Duration::from_secs(120),
         }
     }

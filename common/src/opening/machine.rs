@@ -1,16 +1,23 @@
 //! One request for the manifest of an image: the blobs' proofs are obtained, and the blobs wanted.
 //!
 //! ```text
-//!            all complete in the store
+//!            no blob lacks a proof
 //!        ┌──────────────────────────────────────────────────────────────┐
 //!        │                 proofs: Add; refused or missing: Add unsealed ▼
-//! new ───┴▶ AskingOrigins ────────────────────────────────────────▶ Finished
-//!              │ unavailable: Want what is stored                       ▲
-//!              └──────────────▶ AskingNeighbours ───────────────────────┘
-//!                                                proofs: Add; or none
+//! new ───┴▶ Asking ◀───────────────┐──────────────────────────────▶ Finished
+//!              │ unavailable       │ after a pause                       ▲
+//!              └────────────▶ Pausing ───────────────────────────────────┘
+//!                                     after 10 to 15 s, or no blob lacks a proof any more
 //! ```
+//!
+//! From the first failure on, the image is also sought among the neighbours, one seek at a time.
+//! Neighbours prove blobs, and never end the requests to origins while a blob lacks a proof.
 
+use core::time::Duration;
 use std::collections::VecDeque;
+
+use rand::{Rng as _, SeedableRng as _};
+use rand_pcg::Pcg32;
 
 use super::config::OpeningConfig;
 use crate::digest::Digest;
@@ -18,6 +25,9 @@ use crate::grant::Grant;
 use crate::proof::Proof;
 use crate::time::Time;
 use crate::wire::origin::ClosureAnswer;
+
+/// The pause after a failure is doubled so many times at most, so that the factor fits.
+const MAX_DOUBLINGS: u32 = 16;
 
 /// How much of a blob is in the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +77,11 @@ pub enum OpeningInput {
     /// The end of [`OpeningOutput::AskNeighbours`]: the proofs that a neighbour has, which are not
     /// checked yet; `None` if no neighbour delivered the image.
     Neighbours(Option<Vec<Proof>>),
+    /// The store has a blob of the image from now on.
+    Stored {
+        /// The blob.
+        digest: Digest,
+    },
 }
 
 /// Where a proof comes from.
@@ -92,12 +107,14 @@ pub struct ProvedBlob {
 /// An action for the driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OpeningOutput {
-    /// Ask the origins for the proofs of all blobs, as the failover machine decides.
+    /// Ask the origins for the proofs of all blobs, as the failover machine decides. An earlier
+    /// request has ended.
     AskOrigins,
-    /// Seek the image among the neighbours.
+    /// Seek the image among the neighbours, beside a request to the origins. An earlier seek has
+    /// ended.
     AskNeighbours,
-    /// Check the proof, add the blob to the store if it is valid, and want the blob. A blob whose
-    /// proof is not valid stays unknown.
+    /// Check the proof. If it is valid, add the blob to the store, say so with
+    /// [`OpeningInput::Stored`], and want the blob. A blob whose proof is not valid stays unknown.
     Add(Box<ProvedBlob>),
     /// Want a blob that is in the store.
     Want {
@@ -108,33 +125,49 @@ pub enum OpeningOutput {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    AskingOrigins,
-    AskingNeighbours,
+    /// The origins are asked.
+    Asking,
+    /// The origins are asked again at this time.
+    Pausing(Time),
     Finished,
 }
 
 /// One request for the manifest of an image. See the module's documentation.
 #[derive(Debug)]
 pub struct Opening {
+    config: OpeningConfig,
     blobs: Vec<ImageBlob>,
     state: State,
+    /// Whether neighbours are asked.
+    is_seeking: bool,
+    /// Requests to the origins that failed.
+    failures: u32,
     /// Until when the manifest is held back.
     answer_by: Time,
+    /// When the origins are asked no more.
+    give_up_at: Time,
     is_late: bool,
+    rng: Pcg32,
     outputs: VecDeque<OpeningOutput>,
 }
 
 impl Opening {
     /// The request arrives `now`. `blobs` are those of the manifest, in its order; an index has
-    /// none.
-    pub fn new(now: Time, config: &OpeningConfig, blobs: Vec<ImageBlob>) -> Self {
+    /// none. `rng_seed` draws the pauses.
+    pub fn new(now: Time, config: &OpeningConfig, blobs: Vec<ImageBlob>, rng_seed: u64) -> Self {
         let mut opening = Self {
+            config: *config,
             blobs,
-            state: State::AskingOrigins,
+            state: State::Asking,
+            is_seeking: false,
+            failures: 0,
             answer_by: now + config.proofs_timeout,
+            give_up_at: now,
             is_late: false,
+            rng: Pcg32::seed_from_u64(rng_seed),
             outputs: VecDeque::new(),
         };
+        opening.give_up_at = now + config.retry_for + opening.share_of(config.retry_for / 2);
         let mut blobs = opening.blobs.iter();
         if blobs.all(|blob| blob.stored == Stored::Complete) {
             opening.want_stored();
@@ -163,47 +196,104 @@ impl Opening {
 
     /// When [`Self::handle_timeout`] must be called.
     pub fn poll_timeout(&self) -> Option<Time> {
-        let is_held_back = !self.is_late && !self.is_finished();
-        is_held_back.then_some(self.answer_by)
+        let retry_at = match self.state {
+            State::Asking => None,
+            State::Pausing(until) => Some(until),
+            State::Finished => return None,
+        };
+        let answer_by = (!self.is_late).then_some(self.answer_by);
+        answer_by.into_iter().chain(retry_at).min()
     }
 
-    /// Handles the deadline. The machine goes on after it: what it learns later is used too.
+    /// Handles the deadlines. The machine goes on after the manifest was sent: what it learns later
+    /// is used too.
     pub fn handle_timeout(&mut self, now: Time) {
         self.is_late |= self.answer_by <= now && !self.is_finished();
+        if let State::Pausing(until) = self.state
+            && until <= now
+        {
+            if until < self.give_up_at {
+                self.state = State::Asking;
+                self.outputs.push_back(OpeningOutput::AskOrigins);
+            } else {
+                self.state = State::Finished;
+            }
+        }
     }
 
     /// Handles an event. An event that the machine does not wait for is ignored.
     pub fn handle(&mut self, now: Time, input: OpeningInput) {
         self.handle_timeout(now);
-        match (self.state, input) {
-            (State::AskingOrigins, OpeningInput::Closure(result)) => self.on_closure(result),
-            (State::AskingNeighbours, OpeningInput::Neighbours(proofs)) => {
-                self.add_known(proofs.unwrap_or_default());
-                self.state = State::Finished;
+        match input {
+            OpeningInput::Closure(result) if self.state == State::Asking => {
+                self.on_closure(now, result);
             }
-            _ => {}
+            OpeningInput::Neighbours(proofs) if self.is_seeking => {
+                self.is_seeking = false;
+                if !self.is_finished() {
+                    self.add_known(proofs.unwrap_or_default());
+                }
+            }
+            OpeningInput::Stored { digest } => self.on_stored(&digest),
+            OpeningInput::Closure(_) | OpeningInput::Neighbours(_) => {}
         }
     }
 
-    fn on_closure(&mut self, result: ClosureResult) {
-        self.state = State::Finished;
+    fn on_closure(&mut self, now: Time, result: ClosureResult) {
         match result {
             ClosureResult::Proved(ClosureAnswer { proofs, grant }) => {
+                self.state = State::Finished;
                 for proof in proofs {
                     self.add(proof, grant.clone(), ProofSource::Origin);
                 }
             }
-            ClosureResult::Refused | ClosureResult::Missing => self.add_unsealed(),
-            ClosureResult::Unsure => self.want_stored(),
-            ClosureResult::Unavailable => {
-                self.want_stored();
-                let mut blobs = self.blobs.iter();
-                if blobs.any(|blob| blob.stored == Stored::Absent) {
-                    self.state = State::AskingNeighbours;
-                    self.outputs.push_back(OpeningOutput::AskNeighbours);
-                }
+            ClosureResult::Refused | ClosureResult::Missing => {
+                self.state = State::Finished;
+                self.add_unsealed();
             }
+            ClosureResult::Unsure | ClosureResult::Unavailable => self.on_failure(now),
         }
+    }
+
+    /// No origin answered for sure.
+    fn on_failure(&mut self, now: Time) {
+        if self.failures == 0 {
+            self.want_stored();
+        }
+        self.failures += 1;
+        if !self.lacks_proofs() || self.give_up_at <= now {
+            self.state = State::Finished;
+            return;
+        }
+        let doublings = (self.failures - 1).min(MAX_DOUBLINGS);
+        let pause = (self.config.first_pause * (1 << doublings)).min(self.config.longest_pause);
+        let retry_at = now + pause + self.share_of(pause);
+        self.state = State::Pausing(retry_at.min(self.give_up_at));
+        if !self.is_seeking {
+            self.is_seeking = true;
+            self.outputs.push_back(OpeningOutput::AskNeighbours);
+        }
+    }
+
+    fn on_stored(&mut self, digest: &Digest) {
+        let blobs = self.blobs.iter_mut();
+        for blob in blobs.filter(|blob| blob.digest == *digest && blob.stored == Stored::Absent) {
+            blob.stored = Stored::Incomplete;
+        }
+        if !self.lacks_proofs() {
+            self.state = State::Finished;
+        }
+    }
+
+    /// Whether any blob of the image is not in the store.
+    fn lacks_proofs(&self) -> bool {
+        let mut blobs = self.blobs.iter();
+        blobs.any(|blob| blob.stored == Stored::Absent)
+    }
+
+    /// A random part of a duration.
+    fn share_of(&mut self, duration: Duration) -> Duration {
+        duration.mul_f64(f64::from(self.rng.next_u32()) / f64::from(u32::MAX))
     }
 
     /// Blobs of a registry without seals are exchanged as whole blobs.

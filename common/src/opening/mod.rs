@@ -7,9 +7,10 @@
 //!                      AskOrigins ──────────────▶
 //!                      ◀──────────── proofs, refused, missing, unavailable
 //!                      AskNeighbours ───────────────────────────▶ ImageSeeks
+//!                      AskOrigins, after a pause ▶
 //!                      Add, Want: the blobs join the swarm
 //!   ◀──── manifest     (when all is decided, after 2 s at the latest)
-//!   GET blob ──────▶ BlobRead
+//!   GET blob ──────▶ BlobRead         waits while the blob's proof is asked for
 //!   ◀──── bytes        from the store, as they arrive
 //!   ◀──── bytes        or passed through from an origin
 //! ```
@@ -24,10 +25,8 @@
 //!
 //! # Known limits
 //!
-//! The proofs are asked for once. If no origin answers, and no neighbour has them, no blob of the
-//! image joins the swarm: every peer passes all its blobs through, one copy for each. The same
-//! happens if the proofs take longer than the manifest is held back: a request for a blob that is
-//! not in the store is passed through at once, and whole, even if its proof comes a moment later.
+//! If neither an origin nor a neighbour proves a blob for 10 to 15 s, it does not join the swarm:
+//! every peer passes it through, one copy for each.
 
 mod blob_read;
 mod config;
@@ -37,7 +36,7 @@ mod machine;
 #[cfg(test)]
 mod tests;
 
-pub use blob_read::{BlobRead, BlobReadInput, BlobReadOutput, FallbackReason};
+pub use blob_read::{BlobRead, BlobReadInput, BlobReadOutput, FallbackReason, KnownBlob};
 pub use config::{FallbackTimeouts, OpeningConfig, SeekConfig};
 pub use image_seeks::{ImageSeeks, NamedPeer, PeerConnection, SeekInput, SeekOutput};
 pub use machine::{

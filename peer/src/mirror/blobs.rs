@@ -2,7 +2,8 @@
 //! origin.
 //!
 //! The handler decides the head of the response. It sends the head when the first bytes are
-//! available; if there will be none, it answers 404 or 503 at once. There is one exception: once
+//! available; if there will be none, it answers 404 or 503 at once. After a long wait it sends the
+//! head without a byte, because runtimes give up without one. There is one exception: once
 //! the runtime has received bytes of a blob, it requests the other ranges of the blob here too and
 //! fails the pull on any status other than 206. Such a request therefore gets the head and a body
 //! that is cut without a byte. The runtime then repeats the request, is refused, and turns to its
@@ -15,7 +16,8 @@ use axum::http::Response;
 use bytes::Bytes;
 use flotilla_common::digest::Digest;
 use flotilla_common::name::RepositoryName;
-use flotilla_common::opening::BlobRead;
+use flotilla_common::opening::{BlobRead, BlobReadInput, KnownBlob};
+use flotilla_common::time::Time;
 use flotilla_runtime::http::range::normalize_range;
 use futures_util::{Stream, StreamExt, stream};
 
@@ -25,6 +27,7 @@ use super::passthrough::Passthrough;
 use super::reader::Reader;
 use super::response::{set_content_headers, set_partial, unsatisfiable};
 use super::state::Mirror;
+use crate::expected_blobs::ExpectedBlobs;
 use crate::origin::OriginError;
 use crate::store::{Availability, StoredBlob};
 
@@ -50,12 +53,53 @@ impl Mirror {
                 None => unsatisfiable(size),
             });
         }
-        let geometry = stored.as_ref().map(|blob| blob.geometry());
-        let mut machine = BlobRead::new(self.context.fallback_timeouts, geometry);
+        let known = match &stored {
+            Some(blob) => KnownBlob::Stored(blob.geometry()),
+            None if self.pull_starter.expected().contains(&digest) => KnownBlob::Expected,
+            None => KnownBlob::Unknown,
+        };
+        let timeouts = self.context.fallback_timeouts;
+        let now = self.context.clock.now();
+        let head_by = now + timeouts.head;
+        let mut machine = BlobRead::new(now, timeouts, known);
+        let stored = if machine.is_expecting() {
+            self.proved(&mut machine, &digest).await
+        } else {
+            stored
+        };
         match (stored, machine.poll_output()) {
-            (Some(blob), None) => self.read(repository, &blob, machine, range).await,
-            _ => self.pass_through(repository, digest, range).await,
+            (Some(blob), None) => self.read(repository, &blob, machine, range, head_by).await,
+            _ => self.pass_through(repository, digest, range, head_by).await,
         }
+    }
+
+    /// Waits until the store has the proof of a blob that is expected; `None` if it will not.
+    async fn proved(&self, machine: &mut BlobRead, digest: &Digest) -> Option<Arc<StoredBlob>> {
+        let clock = self.context.clock;
+        let decide = |expected: &ExpectedBlobs| match self.context.stores.blobs.get(digest) {
+            Some(blob) => Some(Some(blob)),
+            None => (!expected.contains(digest)).then_some(None),
+        };
+        let decided = tokio::select! {
+            biased;
+            decided = self.pull_starter.expected().wait_for(decide) => decided,
+            () = clock.sleep_until(machine.poll_timeout()) => {
+                machine.handle_timeout(clock.now());
+                tracing::warn!(
+                    blob = %digest,
+                    "proof of a blob did not arrive in time; passing the blob through from an origin"
+                );
+                return None;
+            }
+        };
+        let input = match &decided {
+            Some(blob) => BlobReadInput::Proved {
+                is_whole: blob.geometry().is_whole(),
+            },
+            None => BlobReadInput::NotExpected,
+        };
+        machine.handle(clock.now(), input);
+        decided
     }
 
     async fn origin_blob_size(
@@ -75,6 +119,7 @@ impl Mirror {
         blob: &Arc<StoredBlob>,
         machine: BlobRead,
         range: Option<&str>,
+        head_by: Time,
     ) -> Result<Response<Body>, MirrorError> {
         let (digest, size) = (*blob.digest(), blob.geometry().size());
         let Some(range) = BlobRange::requested(digest, range, size) else {
@@ -93,7 +138,7 @@ impl Mirror {
             self.cursors.open(digest, *blob.geometry(), start),
             range.range.clone(),
         );
-        self.begin(range, reader.into_stream()).await
+        self.begin(range, reader.into_stream(), head_by).await
     }
 
     /// Answers with an origin's response.
@@ -102,6 +147,7 @@ impl Mirror {
         repository: &RepositoryName,
         digest: Digest,
         range: Option<&str>,
+        head_by: Time,
     ) -> Result<Response<Body>, MirrorError> {
         let size = self.begun.get(&digest).await;
         let begun = size.and_then(|size| BlobRange::requested(digest, range, size));
@@ -113,7 +159,7 @@ impl Mirror {
         match Passthrough::open(context, repository, &digest, forwarded.as_deref()).await {
             Ok(passthrough) => {
                 let range = passthrough.range();
-                self.begin(range, passthrough.into_stream()).await
+                self.begin(range, passthrough.into_stream(), head_by).await
             }
             Err(OriginError::Unsatisfiable(size)) => Ok(unsatisfiable(size)),
             Err(error) => {
@@ -126,20 +172,25 @@ impl Mirror {
         }
     }
 
-    /// Waits for the first bytes before it sends the head.
+    /// Waits for the first bytes before it sends the head, at most until `head_by`.
     async fn begin(
         self: &Arc<Self>,
         range: BlobRange,
         pieces: impl Stream<Item = Result<Bytes, MirrorError>> + Send + 'static,
+        head_by: Time,
     ) -> Result<Response<Body>, MirrorError> {
         let mut pieces = Box::pin(pieces);
-        let first = match pieces.next().await {
-            None => return Ok(response(&range, Body::empty())),
-            Some(Ok(first)) => first,
-            Some(Err(error)) => return self.fail(&range, error),
+        let first = tokio::select! {
+            biased;
+            first = pieces.next() => match first {
+                None => return Ok(response(&range, Body::empty())),
+                Some(Ok(first)) => Some(Ok(first)),
+                Some(Err(error)) => return self.fail(&range, error),
+            },
+            () = self.context.clock.sleep_until(Some(head_by)) => None,
         };
         self.begun.insert(range.digest, range.size).await;
-        let body = self.counted_body(&range, stream::iter([Ok(first)]).chain(pieces));
+        let body = self.counted_body(&range, stream::iter(first).chain(pieces));
         Ok(response(&range, body))
     }
 

@@ -4,14 +4,20 @@ use core::time::Duration;
 
 use super::support::ms;
 use crate::chunk::Geometry;
-use crate::opening::{BlobRead, BlobReadInput, BlobReadOutput, FallbackReason, FallbackTimeouts};
+use crate::opening::{
+    BlobRead, BlobReadInput, BlobReadOutput, FallbackReason, FallbackTimeouts, KnownBlob,
+};
 use crate::time::Time;
 
 const RECENT: Duration = Duration::from_millis(10);
 const LONG_AGO: Duration = Duration::from_secs(1000);
 
 fn reading(geometry: Geometry) -> BlobRead {
-    let mut read = BlobRead::new(FallbackTimeouts::default(), Some(&geometry));
+    let mut read = BlobRead::new(
+        ms(0),
+        FallbackTimeouts::default(),
+        KnownBlob::Stored(&geometry),
+    );
     read.handle(ms(0), BlobReadInput::NextByte);
     assert_eq!(read.poll_output(), None);
     read
@@ -46,7 +52,7 @@ fn falls_back(
 
 #[test]
 fn blob_outside_the_store_is_passed_through_at_once() {
-    let mut read = BlobRead::new(FallbackTimeouts::default(), None);
+    let mut read = BlobRead::new(ms(0), FallbackTimeouts::default(), KnownBlob::Unknown);
     let reason = FallbackReason::NotStored;
     assert_eq!(
         read.poll_output(),
@@ -108,4 +114,40 @@ fn store_that_cannot_take_the_blob() {
     );
     read.handle(ms(100), BlobReadInput::Bypassed);
     assert_eq!(read.poll_output(), None, "it falls back once");
+}
+
+fn expecting() -> BlobRead {
+    let read = BlobRead::new(ms(0), FallbackTimeouts::default(), KnownBlob::Expected);
+    assert!(read.is_expecting());
+    read
+}
+
+#[test]
+fn expected_blob_is_read_from_the_store_when_it_is_proved() {
+    let mut read = expecting();
+    read.handle_timeout(ms(19_999));
+    read.handle(ms(19_999), BlobReadInput::Proved { is_whole: true });
+    assert!(!read.is_expecting());
+    assert_eq!(read.poll_output(), None);
+    read.handle(ms(20_000), BlobReadInput::NextByte);
+    let end = falls_back(&mut read, |_| true, RECENT);
+    let reason = FallbackReason::TooLate;
+    assert_eq!(end, (ms(40_000), reason), "as a whole blob");
+}
+
+#[test]
+fn expected_blob_that_is_not_proved_is_passed_through() {
+    let pass_through = |reason| Some(BlobReadOutput::PassThrough(reason));
+    let mut read = expecting();
+    read.handle(ms(100), BlobReadInput::NotExpected);
+    let output = read.poll_output();
+    assert_eq!(output, pass_through(FallbackReason::NotStored));
+
+    let mut read = expecting();
+    assert_eq!(read.poll_timeout(), Some(ms(20_000)));
+    read.handle_timeout(ms(20_000));
+    let output = read.poll_output();
+    assert_eq!(output, pass_through(FallbackReason::NotProved));
+    read.handle(ms(20_001), BlobReadInput::Proved { is_whole: true });
+    assert_eq!(read.poll_timeout(), None);
 }

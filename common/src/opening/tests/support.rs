@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use crate::chunk::Geometry;
 use crate::digest::Digest;
 use crate::opening::{
-    BlobRead, BlobReadOutput, ClosureResult, FallbackReason, FallbackTimeouts, ImageBlob, Opening,
-    OpeningConfig, OpeningInput, OpeningOutput, ProofSource, Stored,
+    BlobRead, BlobReadOutput, ClosureResult, FallbackReason, FallbackTimeouts, ImageBlob,
+    KnownBlob, Opening, OpeningConfig, OpeningInput, OpeningOutput, ProofSource, Stored,
 };
 use crate::proof::Proof;
 use crate::time::Time;
@@ -59,6 +59,15 @@ pub(super) fn proved(names: &[u8]) -> ClosureResult {
     })
 }
 
+/// How a request for a blob is answered.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    FromStore,
+    /// When the proof is there.
+    Later,
+    PassedThrough(FallbackReason),
+}
+
 /// One mirror that opens one image.
 pub(super) struct TestMirror {
     pub(super) opening: Opening,
@@ -74,7 +83,7 @@ impl TestMirror {
     pub(super) fn new(blobs: Vec<ImageBlob>) -> Self {
         let config = OpeningConfig::default();
         let mut mirror = Self {
-            opening: Opening::new(Time::ZERO, &config, blobs),
+            opening: Opening::new(Time::ZERO, &config, blobs, 1),
             wanted: BTreeMap::new(),
             asked: Vec::new(),
         };
@@ -101,15 +110,39 @@ impl TestMirror {
         self.opening.is_late() || self.opening.is_finished()
     }
 
-    /// How a request for a blob that arrives now is answered: from the store, or past it.
-    pub(super) fn get(&self, name: u8) -> Result<(), FallbackReason> {
+    /// Moves the clock from deadline to deadline until the origins are asked again. Returns when.
+    pub(super) fn next_request(&mut self) -> Time {
+        let asked = self.count("origins");
+        while self.count("origins") == asked {
+            let at = self.opening.poll_timeout().unwrap();
+            self.advance(at);
+        }
+        self.asked.last().unwrap().0
+    }
+
+    /// The number of requests that were made to one side.
+    pub(super) fn count(&self, side: &str) -> usize {
+        self.asked
+            .iter()
+            .filter(|(_, asked)| *asked == side)
+            .count()
+    }
+
+    /// How a request for a blob that arrives now is answered.
+    pub(super) fn get(&self, name: u8) -> Answer {
         let geometry = Geometry::whole(size(name));
-        let stored = self.wanted.contains_key(&digest(name));
-        let timeouts = FallbackTimeouts::default();
-        let mut read = BlobRead::new(timeouts, stored.then_some(&geometry));
+        let known = if self.wanted.contains_key(&digest(name)) {
+            KnownBlob::Stored(&geometry)
+        } else if self.opening.is_finished() {
+            KnownBlob::Unknown
+        } else {
+            KnownBlob::Expected
+        };
+        let mut read = BlobRead::new(Time::ZERO, FallbackTimeouts::default(), known);
         match read.poll_output() {
-            None => Ok(()),
-            Some(BlobReadOutput::PassThrough(reason)) => Err(reason),
+            None if read.is_expecting() => Answer::Later,
+            None => Answer::FromStore,
+            Some(BlobReadOutput::PassThrough(reason)) => Answer::PassedThrough(reason),
             Some(output @ BlobReadOutput::CheckSources) => panic!("unexpected {output:?}"),
         }
     }
@@ -120,7 +153,9 @@ impl TestMirror {
                 OpeningOutput::AskOrigins => self.asked.push((now, "origins")),
                 OpeningOutput::AskNeighbours => self.asked.push((now, "neighbours")),
                 OpeningOutput::Add(blob) => {
-                    self.wanted.insert(*blob.proof.digest(), Some(blob.source));
+                    let digest = *blob.proof.digest();
+                    self.wanted.insert(digest, Some(blob.source));
+                    self.opening.handle(now, OpeningInput::Stored { digest });
                 }
                 OpeningOutput::Want { digest } => {
                     self.wanted.insert(digest, None);

@@ -76,7 +76,8 @@ fn chunks_until_slot_is_free(machine: &mut PeerMachine, slow: TransferId) -> u32
             assert!(running.contains(&slow));
             return chunk;
         }
-        let next = running.into_iter().find(|id| *id != slow).unwrap();
+        let mut fast = running.into_iter().filter(|id| *id != slow);
+        let next = fast.next().expect("a fast neighbour is asked");
         let now = ms(2);
         machine.handle(now, Input::FirstByte { transfer: next });
         machine.handle(now, Input::Received { transfer: next });

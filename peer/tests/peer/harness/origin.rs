@@ -5,6 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -63,6 +64,8 @@ pub(crate) struct FakeOrigin {
     pub grants: Mutex<Option<GrantSource>>,
     /// Answers 503 to so many further requests for closures.
     pub failing_closures: AtomicU64,
+    /// Answers requests for closures so many milliseconds late.
+    pub closure_delay_ms: AtomicU64,
     /// Requests for closures received.
     pub closure_requests: AtomicU64,
 }
@@ -105,6 +108,7 @@ impl FakeOrigin {
             stalls_at: watch::Sender::new(u64::MAX),
             grants: Mutex::default(),
             failing_closures: AtomicU64::new(0),
+            closure_delay_ms: AtomicU64::new(0),
             closure_requests: AtomicU64::new(0),
         });
         let router = Router::new()
@@ -331,6 +335,8 @@ async fn serve(State(origin): State<Arc<FakeOrigin>>, request: Request) -> Respo
         return status(StatusCode::SERVICE_UNAVAILABLE);
     }
     if path == CLOSURE_PATH {
+        let delay = origin.closure_delay_ms.load(Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_millis(delay)).await;
         let client = request.extensions().get::<http::ClientIdentity>();
         return origin.closure(client.and_then(|client| client.peer().cloned()));
     }

@@ -162,6 +162,35 @@ async fn hanging_origin_does_not_hang_the_mirror() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn head_is_sent_in_time_and_the_body_follows() {
+    let fleet = Fleet::without_tracker().await;
+    let image = image();
+    fleet.origin.push(&image);
+    let fallback_timeouts = FallbackTimeouts {
+        head: Duration::from_millis(300),
+        ..FallbackTimeouts::default()
+    };
+    let peer = fleet
+        .start(Config {
+            fallback_timeouts,
+            ..fleet.config("vm-1")
+        })
+        .await;
+    fleet.origin.is_hanging.store(true, Ordering::Relaxed);
+    assert_eq!(get(&peer, "/v2/app/manifests/v1", None).await.status, 200);
+    let response = get(&peer, &path_of(&image[2]), None).await;
+    assert_eq!(response.status, 200);
+    let head_after = response.head_after;
+    let earliest = fallback_timeouts.head;
+    assert!(
+        (earliest..earliest + AT_ONCE).contains(&head_after),
+        "{head_after:?}"
+    );
+    fleet.origin.is_hanging.store(false, Ordering::Relaxed);
+    assert_eq!(response.read_all().await.unwrap(), image[2]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn unavailable_range_of_started_blob_is_206_with_cut_body() {
     let fleet = Fleet::without_tracker().await;
     let image = [random_bytes(700, 1), random_bytes(8 * MIB, 4)];
