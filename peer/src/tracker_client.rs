@@ -340,7 +340,7 @@ impl Trackers {
         let url = format!("{}{path}", self.session().trackers()[tracker].url);
         let request = self.0.client.post(url).body(codec::encode(request)?);
         let answer = request.send().await?.error_for_status()?;
-        Ok(codec::decode(&answer.bytes().await?)?)
+        Ok(codec::decode(&body(answer).await?)?)
     }
 
     /// Logs a failed announce: only the first failure of a tracker is a warning.
@@ -373,6 +373,19 @@ impl Trackers {
     async fn report(&self, event: TrackerEvent) -> bool {
         self.0.events.send(event).await.is_ok()
     }
+}
+
+/// The body of an answer, unless it is longer than any message.
+async fn body(mut answer: reqwest::Response) -> Result<Vec<u8>, PostError> {
+    let mut body = Vec::new();
+    while let Some(piece) = answer.chunk().await? {
+        let length = body.len() + piece.len();
+        if length > codec::MAX_LEN {
+            return Err(codec::CodecError::TooLong(length).into());
+        }
+        body.extend_from_slice(&piece);
+    }
+    Ok(body)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

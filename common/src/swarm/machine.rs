@@ -157,7 +157,7 @@ impl PeerMachine {
     /// Handles the deadline of [`Self::poll_timeout`]. A call too early or too often does no harm.
     pub fn handle_timeout(&mut self, now: Time) {
         self.ctx.now = now;
-        while let Some(timer) = self.ctx.timers.take_due(now) {
+        for timer in self.ctx.timers.take_due(now) {
             match timer {
                 Timer::Have => self.have_batches.send_due(&mut self.ctx),
                 Timer::Fill => self.ctx.due.add(Work::FillSlots),

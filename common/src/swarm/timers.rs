@@ -57,12 +57,13 @@ impl Timers {
         (next != Time::MAX).then_some(next)
     }
 
-    /// Takes a timer whose deadline has come and clears it.
-    pub(super) fn take_due(&mut self, now: Time) -> Option<Timer> {
-        let timer = ALL
-            .into_iter()
-            .find(|timer| self.at[*timer as usize] <= now)?;
-        self.at[timer as usize] = Time::MAX;
-        Some(timer)
+    /// Clears the deadlines that have come, and returns their timers. A deadline that is set again
+    /// while they are handled is not among them, even if it is in the past.
+    pub(super) fn take_due(&mut self, now: Time) -> impl Iterator<Item = Timer> + use<> {
+        let is_due = self.at.map(|at| at <= now);
+        for (at, _) in self.at.iter_mut().zip(is_due).filter(|(_, is_due)| *is_due) {
+            *at = Time::MAX;
+        }
+        ALL.into_iter().filter(move |timer| is_due[*timer as usize])
     }
 }

@@ -68,6 +68,20 @@ fn lease_without_progress_is_reported_as_waiting() {
     );
 }
 
+#[test]
+fn lease_without_a_term_does_not_keep_the_machine_busy() {
+    let mut machine = wanting(8);
+    let lease = Input::LeaseGranted {
+        blob: BLOB,
+        chunk: 0,
+        term: Duration::ZERO,
+    };
+    machine.handle(ms(0), lease);
+    outputs(&mut machine);
+    machine.handle_timeout(ms(1));
+    assert!(outputs(&mut machine).len() <= 2, "a report, and no loop");
+}
+
 #[derive(Debug, PartialEq, Eq)]
 enum Report {
     Renewed(u64),

@@ -53,6 +53,8 @@ pub(super) struct Announcer {
     /// The peer's state changed after the last snapshot was requested.
     has_changed: bool,
     accepted: u64,
+    /// Whether the last announce was answered with a resync.
+    is_resynced: bool,
 }
 
 impl Announcer {
@@ -65,6 +67,7 @@ impl Announcer {
             announced: BTreeMap::new(),
             has_changed: false,
             accepted: 0,
+            is_resynced: false,
         }
     }
 
@@ -177,13 +180,19 @@ impl Announcer {
         self.epoch = epoch;
         self.sequence += 1;
         self.accepted += 1;
+        self.is_resynced = false;
         if self.has_changed {
             self.mark_changed(now);
         }
     }
 
-    /// The tracker did not accept the announce and expects a full one.
+    /// The tracker did not accept the announce and expects a full one. It gets one soon, and if it
+    /// does not accept that one either, after a pause.
     pub(super) fn resync(&mut self, now: Time, epoch: u64) {
+        if self.is_resynced {
+            return self.fail(now);
+        }
+        self.is_resynced = true;
         self.epoch = epoch;
         self.sequence = 0;
         self.phase = Phase::Due { at: now + COALESCE };

@@ -20,6 +20,7 @@ use super::exchanges::{ExchangeId, Exchanges, Purpose, REQUEST_TIMEOUT};
 use super::groups::Groups;
 use super::health::TrackerHealth;
 use super::io::{CancelReason, SessionOutput, TrackerRequest};
+use super::limits;
 use crate::digest::Digest;
 use crate::name::PeerId;
 use crate::time::Time;
@@ -328,7 +329,7 @@ fn report(digest: Digest, answer: Option<LeaseAnswer>, outputs: &mut VecDeque<Se
             return outputs.push_back(SessionOutput::LeaseGranted {
                 digest,
                 chunk,
-                term: Duration::from_millis(u64::from(term_ms)),
+                term: limits::term(term_ms),
             });
         }
         Some(LeaseAnswer::Wait { retry_ms }) => Duration::from_millis(u64::from(retry_ms)),

@@ -10,6 +10,7 @@ use super::groups::{Groups, TrackerUrl};
 use super::health::{HealthChange, TrackerHealth};
 use super::io::{CancelReason, PeerSnapshot, SessionInput, SessionOutput, TrackerRequest};
 use super::leases::{LeaseContext, LeaseRequests, PARKED_TIMEOUT};
+use super::limits;
 use crate::digest::Digest;
 use crate::name::{PeerId, RegionName};
 use crate::time::Time;
@@ -238,12 +239,13 @@ impl TrackerSession {
                 next_ms,
                 handouts,
             } => {
-                let next = Duration::from_millis(u64::from(next_ms));
+                let next = limits::interval(next_ms);
                 self.announcers[tracker].accept(now, epoch, next);
                 let (leases, mut ctx) = self.lease_context(now);
                 leases.on_announced(tracker, &mut ctx);
                 self.on_answered(now, tracker);
                 if !handouts.is_empty() {
+                    let handouts = limits::handouts(handouts);
                     self.outputs.push_back(SessionOutput::Handouts(handouts));
                 }
             }

@@ -31,6 +31,7 @@ mod groups;
 mod health;
 mod io;
 mod leases;
+mod limits;
 mod machine;
 
 #[cfg(test)]
