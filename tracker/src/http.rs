@@ -1,5 +1,6 @@
 //! The tracker's HTTP endpoints: two for peers, the others for operators.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{ConnectInfo, DefaultBodyLimit, Extension, Query, State};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, Extension, FromRequest, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
@@ -17,6 +18,7 @@ use flotilla_common::wire::tracker::{ANNOUNCE_PATH, LEASE_PATH};
 use flotilla_runtime::admin::{self, Readiness};
 use flotilla_runtime::http::ClientIdentity;
 use serde::Deserialize;
+use tokio::time::timeout;
 
 use crate::metrics;
 use crate::service::Service;
@@ -24,6 +26,9 @@ use crate::state::{RequestError, SwarmStatus};
 
 /// Swarms in an answer of `/admin/swarms`, unless the query names another number.
 const DEFAULT_SWARMS: usize = 100;
+/// How long a peer may take to send the body of a request. Until then the request holds one of the
+/// tracker's connections.
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Seconds after which a peer may try again when the tracker is full.
 const RETRY_AFTER_SECS: &str = "30";
 
@@ -46,7 +51,7 @@ async fn announce(
     State(service): State<Arc<Service>>,
     Extension(identity): Extension<ClientIdentity>,
     ConnectInfo(client): ConnectInfo<SocketAddr>,
-    body: Result<Bytes, BytesRejection>,
+    RequestBody(body): RequestBody,
 ) -> Response {
     let started = service.clock().now();
     let answer = || -> Result<Response, RejectedRequest> {
@@ -65,7 +70,7 @@ async fn announce(
 async fn lease(
     State(service): State<Arc<Service>>,
     Extension(identity): Extension<ClientIdentity>,
-    body: Result<Bytes, BytesRejection>,
+    RequestBody(body): RequestBody,
 ) -> Response {
     let started = service.clock().now();
     let answer = async || -> Result<Response, RejectedRequest> {
@@ -94,6 +99,19 @@ fn answered(
 
 fn elapsed(service: &Service, started: Time) -> Duration {
     service.clock().now().saturating_since(started)
+}
+
+/// The body of a peer's request, or why it cannot be read.
+struct RequestBody(Result<Bytes, RejectedRequest>);
+
+impl<S: Send + Sync> FromRequest<S> for RequestBody {
+    type Rejection = Infallible;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Infallible> {
+        let body = timeout(BODY_TIMEOUT, Bytes::from_request(request, state)).await;
+        let body = body.map_err(|_| RejectedRequest::BodyTimeout);
+        Ok(Self(body.and_then(|body| Ok(body?))))
+    }
 }
 
 /// The query of `/admin/swarms`.
@@ -128,6 +146,8 @@ fn encoded(answer: Result<Vec<u8>, CodecError>) -> Response {
 enum RejectedRequest {
     #[error("read request body: {}", .0.body_text())]
     Body(#[from] BytesRejection),
+    #[error("read request body: not complete after {} s; send it at once", BODY_TIMEOUT.as_secs())]
+    BodyTimeout,
     #[error("decode request body: {0}")]
     Decode(#[from] CodecError),
     #[error(transparent)]
@@ -139,6 +159,7 @@ impl IntoResponse for RejectedRequest {
         let text = format!("{self}\n");
         let status = match self {
             Self::Body(rejection) => rejection.status(),
+            Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::Request(RequestError::OtherIdentity { .. } | RequestError::NoIdentity { .. }) => {
                 StatusCode::FORBIDDEN
             }

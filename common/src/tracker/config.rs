@@ -75,6 +75,11 @@ pub struct LeaseSettings {
     pub parked_limit: usize,
     /// Most chunks of a blob.
     pub chunks_limit: u32,
+    /// Most chunks of blobs, of which 16 bytes are kept for each, that a peer's requests may make
+    /// the tracker keep track of: 4 TiB of blobs.
+    pub created_chunks_limit: u32,
+    /// The same for all peers together: 64 TiB of blobs, and 256 MiB of memory.
+    pub all_chunks_limit: u64,
 }
 
 /// A lease whose holder sends nothing ends after so many times [`LeaseSettings::confirm`].
@@ -101,6 +106,8 @@ impl Default for LeaseSettings {
             park_starving: Duration::from_secs(1),
             parked_limit: 20_000,
             chunks_limit: 1 << 18,
+            created_chunks_limit: 1 << 20,
+            all_chunks_limit: 1 << 24,
         }
     }
 }

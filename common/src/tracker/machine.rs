@@ -7,6 +7,7 @@ use core::time::Duration;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
+use super::authorities::{Authorities, Prepared};
 use super::config::TrackerConfig;
 use super::handout::{self, Asker};
 use super::lease::{Authority, AuthorityContext};
@@ -17,8 +18,10 @@ use super::messages::{
 use super::roster::{Progress, Roster};
 use super::slots::{BlobSlot, PeerSlot, RegionSlot};
 use super::timers::{Ticket, Timer, Timers};
-use crate::interner::Slot;
 use crate::time::Time;
+
+/// When a peer may ask again for a lease on a blob for which there is no room.
+const NO_ROOM_RETRY: Duration = Duration::from_secs(5);
 
 /// One swarm, for operators.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,8 +45,7 @@ pub struct TrackerMachine {
     rng: Pcg64Mcg,
     epoch: u64,
     roster: Roster,
-    /// By blob slot: the authorities of its few regions.
-    authorities: Vec<Vec<Authority>>,
+    authorities: Authorities,
     timers: Timers,
     outputs: VecDeque<TrackerOutput>,
     counts: TrackerCounts,
@@ -64,7 +66,7 @@ impl TrackerMachine {
             rng,
             epoch,
             roster: Roster::default(),
-            authorities: Vec::new(),
+            authorities: Authorities::default(),
             timers: Timers::default(),
             outputs: VecDeque::new(),
             counts: TrackerCounts::default(),
@@ -91,10 +93,7 @@ impl TrackerMachine {
     /// All swarms, in order of slots.
     pub fn swarms(&self) -> impl Iterator<Item = SwarmSummary> + '_ {
         self.roster.swarms().map(|(blob, swarm)| {
-            let authorities = self
-                .authorities
-                .get(blob.index() as usize)
-                .map_or(&[][..], Vec::as_slice);
+            let authorities = self.authorities.of(blob);
             SwarmSummary {
                 blob,
                 peers: swarm.peers(),
@@ -107,16 +106,16 @@ impl TrackerMachine {
 
     /// The open leases of a blob in a region: chunk and holder.
     pub fn open_leases(&self, blob: BlobSlot, region: RegionSlot) -> Vec<(u32, PeerSlot)> {
-        self.authority(blob, region)
+        let authority = self.authorities.get(blob, region);
+        authority
             .map(|authority| authority.open_leases().collect())
             .unwrap_or_default()
     }
 
     /// All open leases, in order of blobs: blob, chunk and holder.
     pub fn leases(&self) -> impl Iterator<Item = (BlobSlot, u32, PeerSlot)> + '_ {
-        let blobs = (0_u32..).map(BlobSlot::at).zip(&self.authorities);
-        blobs.flat_map(|(blob, regions)| {
-            let open = regions.iter().flat_map(Authority::open_leases);
+        self.authorities.iter().flat_map(|(blob, authority)| {
+            let open = authority.open_leases();
             open.map(move |(chunk, holder)| (blob, chunk, holder))
         })
     }
@@ -124,7 +123,8 @@ impl TrackerMachine {
     /// The number of a blob's chunks that were not granted and that no peer of the region was seen
     /// to have; `None` before the first request.
     pub fn free_chunks(&self, blob: BlobSlot, region: RegionSlot) -> Option<u32> {
-        self.authority(blob, region).map(Authority::free_count)
+        let authority = self.authorities.get(blob, region);
+        authority.map(Authority::free_count)
     }
 
     /// Handles an event. Drain [`Self::poll_output`] afterwards.
@@ -205,13 +205,9 @@ impl TrackerMachine {
     }
 
     fn settle(&mut self, now: Time) {
-        let keys: Vec<(BlobSlot, RegionSlot)> = (0_u32..)
-            .zip(&self.authorities)
-            .flat_map(|(blob, regions)| {
-                regions
-                    .iter()
-                    .map(move |authority| (BlobSlot::at(blob), authority.region()))
-            })
+        let authorities = self.authorities.iter();
+        let keys: Vec<(BlobSlot, RegionSlot)> = authorities
+            .map(|(blob, authority)| (blob, authority.region()))
             .collect();
         for (blob, region) in keys {
             self.with_authority(now, blob, region, Authority::grant_parked);
@@ -339,9 +335,9 @@ impl TrackerMachine {
     fn adopt(&mut self, now: Time, announce: &Announce) {
         let peer = announce.peer;
         for lease in &announce.leases {
-            if self.roster.progress(peer, lease.blob).is_some()
-                && self.prepare_authority(lease.blob, announce.region, lease.chunks)
-            {
+            let is_ready = self.roster.progress(peer, lease.blob).is_some()
+                && self.prepare(peer, lease.blob, announce.region, lease.chunks) == Prepared::Ready;
+            if is_ready {
                 self.with_authority(now, lease.blob, announce.region, |authority, ctx| {
                     authority.adopt(peer, lease.chunk, 0, ctx);
                 });
@@ -392,14 +388,19 @@ impl TrackerMachine {
         let region = self.roster.peer(take.peer).map(|record| record.region);
         let answer = match region {
             Some(region) if self.roster.progress(take.peer, take.blob).is_some() => {
-                if self.prepare_authority(take.blob, region, take.missing.len()) {
-                    let blob = take.blob;
-                    self.with_authority(now, blob, region, |authority, ctx| {
-                        authority.take(take, ctx)
-                    });
-                    return;
+                match self.prepare(take.peer, take.blob, region, take.missing.len()) {
+                    Prepared::Ready => {
+                        let blob = take.blob;
+                        self.with_authority(now, blob, region, |authority, ctx| {
+                            authority.take(take, ctx)
+                        });
+                        return;
+                    }
+                    Prepared::Mismatch => LeaseOutcome::Mismatch,
+                    Prepared::NoRoom => LeaseOutcome::Wait {
+                        retry_after: NO_ROOM_RETRY,
+                    },
                 }
-                LeaseOutcome::Mismatch
             }
             _ => LeaseOutcome::Unknown,
         };
@@ -443,6 +444,7 @@ impl TrackerMachine {
             self.leave_swarm(now, peer, *blob);
         }
         self.roster.remove_peer(peer);
+        self.authorities.forget_peer(peer);
         self.outputs.push_back(TrackerOutput::PeerForgotten(peer));
         self.forget_blobs(swarms);
     }
@@ -457,10 +459,8 @@ impl TrackerMachine {
         self.with_authority(now, blob, region, |authority, ctx| {
             authority.peer_left(peer, ctx)
         });
-        if !self.roster.is_in_region(blob, region)
-            && let Some(regions) = self.authorities.get_mut(blob.index() as usize)
-        {
-            regions.retain(|authority| authority.region() != region);
+        if !self.roster.is_in_region(blob, region) {
+            self.authorities.remove(blob, region);
         }
     }
 
@@ -473,28 +473,17 @@ impl TrackerMachine {
             .extend(blobs.into_iter().map(TrackerOutput::BlobForgotten));
     }
 
-    fn authority(&self, blob: BlobSlot, region: RegionSlot) -> Option<&Authority> {
+    /// Creates the authority of a blob for a request of a peer, if there is none.
+    fn prepare(
+        &mut self,
+        peer: PeerSlot,
+        blob: BlobSlot,
+        region: RegionSlot,
+        chunks: u32,
+    ) -> Prepared {
+        let settings = &self.config.lease;
         self.authorities
-            .get(blob.index() as usize)?
-            .iter()
-            .find(|authority| authority.region() == region)
-    }
-
-    /// Creates the authority of a blob if needed; false if `chunks` is impossible or differs from
-    /// the existing authority's.
-    fn prepare_authority(&mut self, blob: BlobSlot, region: RegionSlot, chunks: u32) -> bool {
-        if let Some(authority) = self.authority(blob, region) {
-            return authority.chunks() == chunks;
-        }
-        let is_possible = (1..=self.config.lease.chunks_limit).contains(&chunks);
-        if is_possible {
-            let index = blob.index() as usize;
-            if self.authorities.len() <= index {
-                self.authorities.resize_with(index + 1, Vec::new);
-            }
-            self.authorities[index].push(Authority::new(blob, region, chunks));
-        }
-        is_possible
+            .prepare(settings, peer, (blob, region), chunks)
     }
 
     fn with_authority(
@@ -504,15 +493,7 @@ impl TrackerMachine {
         region: RegionSlot,
         act: impl FnOnce(&mut Authority, &mut AuthorityContext<'_>),
     ) {
-        let authority = self
-            .authorities
-            .get_mut(blob.index() as usize)
-            .and_then(|regions| {
-                regions
-                    .iter_mut()
-                    .find(|authority| authority.region() == region)
-            });
-        if let Some(authority) = authority {
+        if let Some(authority) = self.authorities.get_mut(blob, region) {
             let mut ctx = AuthorityContext {
                 now,
                 config: &self.config.lease,

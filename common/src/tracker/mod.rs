@@ -21,6 +21,7 @@
 //! each call, and calls [`TrackerMachine::handle_timeout`] at [`TrackerMachine::poll_timeout`]. The
 //! same inputs and the same `rng_seed` give the same outputs.
 
+mod authorities;
 mod config;
 mod handout;
 mod lease;

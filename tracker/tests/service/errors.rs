@@ -10,6 +10,9 @@ use flotilla_runtime::identity::{CertificateAuthority, Identity, Issued, client_
 use flotilla_runtime::shutdown::{Drained, Shutdown};
 use flotilla_tracker::{Config, LimitsConfig, StartError, Tracker};
 use reqwest::StatusCode;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use crate::harness::{DRAIN, Peer, Region, blob, client, config, take, wanted};
 
@@ -73,6 +76,23 @@ async fn bad_requests_get_status_and_reason() {
         other.refused(ANNOUNCE_PATH, body).await.0,
         StatusCode::SERVICE_UNAVAILABLE
     );
+    region.stop().await;
+}
+
+#[tokio::test]
+async fn request_whose_body_does_not_arrive_ends() {
+    let region = Region::start(config()).await;
+    let mut connection = TcpStream::connect(region.tracker.addr()).await.unwrap();
+    let half = format!("POST {ANNOUNCE_PATH} HTTP/1.1\r\nhost: t\r\ncontent-length: 1000\r\n\r\nx");
+    connection.write_all(half.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    let read = connection.read_to_string(&mut answer);
+    timeout(Duration::from_secs(10), read)
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+    assert!(answer.contains("not complete after 5 s"), "{answer}");
     region.stop().await;
 }
 

@@ -471,6 +471,52 @@ fn peers_and_swarms_over_the_limit_are_rejected() {
     assert_eq!(tracker.forgotten_peers, [PeerSlot(1)]);
 }
 
+/// Peer 0 wants blobs 0 to 9 and reports a lease on each, of blobs of so many chunks.
+fn announce_leases(tracker: &mut Harness, peer: u32, chunks: u32) {
+    tracker.announce_with(PeerSlot(peer), 0, |announce| {
+        announce.changes = (0..10)
+            .map(|blob| RoleChange {
+                blob: BlobSlot(10 * peer + blob),
+                state: SwarmRole::Wanted(Progress::NONE),
+            })
+            .collect();
+        announce.leases = (0..10)
+            .map(|blob| ReportedLease {
+                blob: BlobSlot(10 * peer + blob),
+                chunk: 0,
+                chunks,
+            })
+            .collect();
+    });
+}
+
+#[test]
+fn chunks_of_reported_leases_are_bounded_for_each_peer_and_for_all() {
+    let mut config = TrackerConfig::default();
+    config.lease.created_chunks_limit = 4_000;
+    config.lease.all_chunks_limit = 6_000;
+    let mut tracker = Harness::new(config);
+    let leases = |tracker: &Harness| tracker.machine.leases().count();
+    announce_leases(&mut tracker, 0, 1_000);
+    assert_eq!(
+        leases(&tracker),
+        4,
+        "the others are beyond the peer's limit"
+    );
+    announce_leases(&mut tracker, 1, 1_000);
+    assert_eq!(
+        leases(&tracker),
+        6,
+        "the others are beyond that of all peers"
+    );
+    let request = tracker.take_with(0, &ChunkMap::full(1_000), |take| take.blob = BlobSlot(9));
+    let outcome = tracker.leases.get(&request);
+    assert!(
+        matches!(outcome, Some(LeaseOutcome::Wait { .. })),
+        "{outcome:?}"
+    );
+}
+
 #[test]
 fn rng_seed_determines_the_answers() {
     let run = || {
