@@ -147,7 +147,7 @@ impl Downloads {
 
     /// A transfer delivered its chunk, as one that [`Self::end`] returned.
     pub(super) fn on_delivered(&mut self, transfer: &Transfer) {
-        self.transfers.count_received(transfer.unreported());
+        self.transfers.count_received(transfer.eta.left());
         if let Some(peer) = transfer.peer() {
             self.windows.clear_failures(peer);
             // It probably has a free upload slot for the next chunk.
@@ -202,12 +202,10 @@ impl Downloads {
             chunk,
             source,
             permission,
-            received: 0,
             moved_at: ctx.now,
             late_at: ctx.now + ctx.config.nearly_done,
             has_begun: false,
-            received_in_all_before: 0,
-            eta: TransferEta::new(ctx.now, length),
+            eta: TransferEta::new(ctx.now, length, self.transfers.total()),
         };
         let deadline = ctx.now + self.timeout(ctx, &transfer);
         ctx.timers.wake_by(Timer::Stall, deadline);
@@ -237,11 +235,10 @@ impl Downloads {
         received: u64,
     ) -> Option<Progress> {
         let transfer = self.transfers.find(id)?;
-        if received <= transfer.received {
+        let before = transfer.eta.moved();
+        if received <= before {
             return None;
         }
-        let bytes = received - transfer.received;
-        transfer.received = received;
         transfer.moved_at = ctx.now;
         transfer.has_begun = true;
         let peer = transfer.peer();
@@ -251,7 +248,7 @@ impl Downloads {
         let free_at = transfer.eta.free_at();
         ctx.timers.wake_by(Timer::Fill, free_at);
         let Transfer { blob, source, .. } = *transfer;
-        self.transfers.count_received(bytes);
+        self.transfers.count_received(received - before);
         if let Some(peer) = peer {
             self.windows.set_nearly_done(peer, free_at);
         }
@@ -307,7 +304,7 @@ impl Downloads {
     pub(super) fn on_lease_lost(&mut self, ctx: &mut Context, slot: BlobSlot, chunk: u32) {
         if let Some(transfer) = self.transfers.of_chunk(slot, chunk)
             && transfer.permission == Permission::Leased
-            && transfer.received == 0
+            && transfer.eta.moved() == 0
         {
             let id = transfer.id;
             self.cancel(ctx, id);
@@ -361,7 +358,7 @@ impl Downloads {
         let mut transfers = self.transfers.of_blob(slot);
         transfers
             .find(|transfer| transfer.chunk == chunk)
-            .map_or(0, |transfer| transfer.received)
+            .map_or(0, |transfer| transfer.eta.moved())
     }
 
     /// Transfers from origins without a lease.
@@ -388,7 +385,7 @@ impl Downloads {
     fn timeout(&self, ctx: &Context, transfer: &Transfer) -> Duration {
         let stalled = ctx.config.stall_timeout;
         match transfer.source {
-            ChunkSource::Origin if transfer.received == 0 => stalled * ORIGIN_FACTOR,
+            ChunkSource::Origin if transfer.eta.moved() == 0 => stalled * ORIGIN_FACTOR,
             ChunkSource::Peer(peer) if !transfer.has_begun => {
                 let chunk_time = ctx.blobs.chunk_time(transfer.blob);
                 let first_byte =

@@ -1,50 +1,78 @@
-//! When a transfer will be nearly done, so that its slot can be given away shortly before its end.
+//! The progress of one transfer: when it will be nearly done, so that its slot can be given away
+//! shortly before its end, and whether it is so slow that it should not hold a slot.
 
 use core::time::Duration;
 
 use crate::time::Time;
+
+/// Reports of progress in each transfer, at least: fewer bytes than one in so many are not known.
+const REPORTS: u64 = 4;
 
 /// The progress of one transfer in either direction.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TransferEta {
     /// Bytes to transfer.
     length: u64,
+    /// Bytes that have moved, as far as they were reported.
+    moved: u64,
     started_at: Time,
+    /// The bytes that all transfers in this direction had moved when it started.
+    total_before: u64,
     /// When its slot counts as free: `Time::MAX` while that is not known.
     free_at: Time,
 }
 
 impl TransferEta {
-    pub(super) fn new(now: Time, length: u64) -> Self {
+    /// A transfer in a direction in which `total` bytes have moved so far.
+    pub(super) fn new(now: Time, length: u64, total: u64) -> Self {
         Self {
             length,
+            moved: 0,
             started_at: now,
+            total_before: total,
             free_at: Time::MAX,
         }
     }
 
     /// The first byte moves now: the time before it was latency, and does not count for the rate.
-    pub(super) fn restart(&mut self, now: Time) {
+    pub(super) fn restart(&mut self, now: Time, total: u64) {
         self.started_at = now;
+        self.total_before = total;
     }
 
     /// `moved` bytes have moved by now. At this rate the slot is free `nearly_done` before the end.
     pub(super) fn update(&mut self, now: Time, moved: u64, nearly_done: Duration) {
+        self.moved = moved;
         let spent = now.saturating_since(self.started_at);
         if moved == 0 || spent.is_zero() {
             return;
         }
-        let left = spent.mul_f64(self.length.saturating_sub(moved) as f64 / moved as f64);
+        let left = spent.mul_f64(self.left() as f64 / moved as f64);
         self.free_at = now + left - nearly_done;
     }
 
-    /// Bytes to transfer.
-    pub(super) fn length(&self) -> u64 {
-        self.length
+    /// Bytes that have moved, as far as they were reported.
+    pub(super) fn moved(&self) -> u64 {
+        self.moved
+    }
+
+    /// Bytes that have not moved, as far as reported.
+    pub(super) fn left(&self) -> u64 {
+        self.length.saturating_sub(self.moved)
     }
 
     pub(super) fn free_at(&self) -> Time {
         self.free_at
+    }
+
+    /// Whether it is slow for the link: since it started, each other slot has moved more than
+    /// `factor` times as many bytes. `total` is what all transfers have moved so far.
+    pub(super) fn is_slow(&self, total: u64, slots: u32, factor: u64) -> bool {
+        let meanwhile = total.saturating_sub(self.total_before);
+        let by_others = meanwhile.saturating_sub(self.moved);
+        let moved = self.moved.max(self.length / REPORTS);
+        let other_slots = u64::from(slots.saturating_sub(1).max(1));
+        by_others > factor * other_slots * moved
     }
 }
 
@@ -55,10 +83,22 @@ mod tests {
     #[test]
     fn slot_is_free_shortly_before_the_end() {
         let ms = |millis| Time::ZERO + Duration::from_millis(millis);
-        let mut eta = TransferEta::new(ms(0), 1000);
-        eta.restart(ms(100));
+        let mut eta = TransferEta::new(ms(0), 1000, 0);
+        eta.restart(ms(100), 0);
         assert_eq!(eta.free_at(), Time::MAX);
         eta.update(ms(150), 500, Duration::from_millis(10));
         assert_eq!(eta.free_at(), ms(190));
+    }
+
+    #[test]
+    fn transfer_is_slow_compared_with_the_other_slots() {
+        let mut eta = TransferEta::new(Time::ZERO, 1000, 5000);
+        // Three slots: 2 x 2 x 250 bytes, because a quarter may have moved without a report.
+        assert!(!eta.is_slow(6000, 3, 2));
+        assert!(eta.is_slow(6001, 3, 2));
+        eta.update(Time::from_nanos(1), 500, Duration::ZERO);
+        assert!(!eta.is_slow(5000 + 2000 + 500, 3, 2));
+        assert!(eta.is_slow(5000 + 2001 + 500, 3, 2));
+        assert!(!eta.is_slow(5000 + 500, 1, 2), "alone");
     }
 }

@@ -6,9 +6,6 @@ use super::request_window::RequestWindows;
 use super::slot_count::SlotCount;
 use crate::time::Time;
 
-/// Reports of progress in each transfer, at least: fewer bytes than one in so many are not known.
-const REPORTS: u64 = 4;
-
 /// Why a chunk may be fetched from its source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Permission {
@@ -40,16 +37,12 @@ pub(super) struct Transfer {
     pub(super) chunk: u32,
     pub(super) source: ChunkSource,
     pub(super) permission: Permission,
-    /// Bytes received.
-    pub(super) received: u64,
     /// When it last moved.
     pub(super) moved_at: Time,
     /// When its answer is late: an idle neighbour nearby would have answered.
     pub(super) late_at: Time,
     /// Its first byte has arrived.
     pub(super) has_begun: bool,
-    /// The table's `received_in_all` when it began.
-    pub(super) received_in_all_before: u64,
     pub(super) eta: TransferEta,
 }
 
@@ -62,19 +55,10 @@ impl Transfer {
         }
     }
 
-    /// Bytes whose arrival was not reported.
-    pub(super) fn unreported(&self) -> u64 {
-        self.eta.length().saturating_sub(self.received)
-    }
-
-    /// Whether it is slow for the link: `received_in_all` of the table has grown so much since it
-    /// began that the other slots must be several times as fast.
-    fn is_slow(&self, received_in_all: u64, slots: u32) -> bool {
-        let in_all = received_in_all.saturating_sub(self.received_in_all_before);
-        let by_others = in_all.saturating_sub(self.received);
-        let received = self.received.max(self.eta.length() / REPORTS);
-        let other_slots = u64::from(slots.saturating_sub(1).max(1));
-        self.has_begun && by_others > self.permission.slow_factor() * other_slots * received
+    /// Whether it is slow for the link, so that it takes no slot.
+    fn is_slow(&self, total: u64, slots: u32) -> bool {
+        let factor = self.permission.slow_factor();
+        self.has_begun && self.eta.is_slow(total, slots, factor)
     }
 }
 
@@ -86,7 +70,7 @@ pub(super) struct Transfers {
     /// The slots that they take; not valid once one of them has changed.
     count: SlotCount,
     /// Bytes that all transfers have received so far, ended ones too.
-    received_in_all: u64,
+    total: u64,
 }
 
 impl Transfers {
@@ -116,18 +100,22 @@ impl Transfers {
 
     /// The first byte of a transfer moves now.
     pub(super) fn begin(&mut self, now: Time, id: TransferId) -> Option<&Transfer> {
-        let received_in_all = self.received_in_all;
+        let total = self.total;
         let transfer = self.find(id)?;
         transfer.moved_at = now;
         transfer.has_begun = true;
-        transfer.received_in_all_before = received_in_all;
-        transfer.eta.restart(now);
+        transfer.eta.restart(now, total);
         Some(transfer)
+    }
+
+    /// Bytes that all transfers have received so far, ended ones too.
+    pub(super) fn total(&self) -> u64 {
+        self.total
     }
 
     /// Counts bytes that a transfer has received.
     pub(super) fn count_received(&mut self, bytes: u64) {
-        self.received_in_all += bytes;
+        self.total += bytes;
     }
 
     /// A number for the next transfer.
@@ -172,7 +160,7 @@ impl Transfers {
         }
         let mut count = SlotCount::EMPTY;
         for transfer in &self.running {
-            if transfer.is_slow(self.received_in_all, slots) {
+            if transfer.is_slow(self.total, slots) {
                 continue;
             }
             if transfer.has_begun {

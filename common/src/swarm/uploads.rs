@@ -15,6 +15,11 @@ use crate::time::Time;
 const TOLD_PER_SLOT: usize = 2;
 /// Maximum number of refused neighbours that are remembered.
 const MAX_REFUSED: usize = 16;
+/// Uploads to one neighbour that take slots: it asks for the next chunk when the last is nearly
+/// done.
+const MAX_PER_NEIGHBOUR: usize = 2;
+/// An upload is slow, and takes no slot, if each other slot sends more than so many times as much.
+const SLOW_FACTOR: u64 = 6;
 
 #[derive(Debug)]
 struct RunningUpload {
@@ -29,6 +34,8 @@ pub(super) struct Uploads {
     running: Vec<RunningUpload>,
     /// The slots that they take; not valid once one of them has changed.
     count: SlotCount,
+    /// Bytes that all uploads have sent so far, ended ones too.
+    total: u64,
     /// Neighbours whose last request was refused and that were told nothing since, newest last.
     refused: VecDeque<PeerSlot>,
 }
@@ -45,7 +52,7 @@ impl Uploads {
         upload: UploadId,
     ) {
         // The most frequent case first.
-        if !self.has_free_slot(ctx) {
+        if !self.has_free_slot(ctx) || self.busy_with(ctx.now, peer) >= MAX_PER_NEIGHBOUR {
             ctx.counters.refused_busy += 1;
             self.remember_refused(peer);
             return refuse(ctx, upload, RefusalReason::Busy);
@@ -63,7 +70,7 @@ impl Uploads {
         self.running.push(RunningUpload {
             id: upload,
             peer,
-            eta: TransferEta::new(ctx.now, length),
+            eta: TransferEta::new(ctx.now, length, self.total),
         });
         ctx.output(Output::Serve { upload });
     }
@@ -79,6 +86,7 @@ impl Uploads {
         if let Some(upload) = self.running.iter_mut().find(|upload| upload.id == id) {
             let round_trip = neighbours.round_trip(upload.peer);
             let nearly_done = ctx.config.nearly_done.max(round_trip);
+            self.total += sent.saturating_sub(upload.eta.moved());
             upload.eta.update(ctx.now, sent, nearly_done);
             self.count = SlotCount::default();
         }
@@ -103,6 +111,12 @@ impl Uploads {
         has_ended: impl Fn(&RunningUpload) -> bool,
     ) {
         let before = self.running.len();
+        for upload in self.running.iter().filter(|upload| has_ended(upload)) {
+            // The rest was not reported. An upload that ends earlier was cancelled.
+            if upload.eta.free_at() <= ctx.now {
+                self.total += upload.eta.left();
+            }
+        }
         self.running.retain(|upload| !has_ended(upload));
         self.count = SlotCount::default();
         if self.running.len() < before && !self.refused.is_empty() && self.has_free_slot(ctx) {
@@ -143,18 +157,28 @@ impl Uploads {
     /// together are bounded.
     fn has_free_slot(&mut self, ctx: &Context) -> bool {
         let slots = ctx.slots as usize;
-        self.busy(ctx.now) < slots && self.running.len() < 2 * slots
+        self.busy(ctx.now, ctx.slots) < slots && self.running.len() < 2 * slots
     }
 
-    /// Uploads that take a slot: those that are not nearly done.
-    fn busy(&mut self, now: Time) -> usize {
+    /// Uploads that take a slot: those that are neither nearly done nor slow.
+    fn busy(&mut self, now: Time, slots: u32) -> usize {
         if !self.count.is_valid(now) {
             self.count = SlotCount::EMPTY;
             for upload in &self.running {
-                self.count.add(now, upload.eta.free_at());
+                if !upload.eta.is_slow(self.total, slots, SLOW_FACTOR) {
+                    self.count.add(now, upload.eta.free_at());
+                }
             }
         }
         self.count.busy() as usize
+    }
+
+    /// Uploads to a neighbour that are not nearly done.
+    fn busy_with(&self, now: Time, peer: PeerSlot) -> usize {
+        let running = self.running.iter();
+        running
+            .filter(|upload| upload.peer == peer && upload.eta.free_at() > now)
+            .count()
     }
 }
 

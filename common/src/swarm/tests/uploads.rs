@@ -201,3 +201,52 @@ fn the_neighbour_that_delivered_is_asked_for_the_next_chunk() {
         assert_eq!(next, Some(source));
     }
 }
+
+/// A request of a neighbour for a chunk. Whether it is served.
+fn request_chunk(machine: &mut PeerMachine, peer: u32, chunk: u32) -> bool {
+    let upload = UploadId((u64::from(peer) << 32) | u64::from(chunk));
+    let request = Input::UploadRequest {
+        peer: PeerSlot(peer),
+        blob: BLOB,
+        chunk,
+        upload,
+    };
+    machine.handle(ms(1), request);
+    outputs(machine).contains(&Output::Serve { upload })
+}
+
+#[test]
+fn one_neighbour_does_not_get_all_upload_slots() {
+    let mut machine = seeding(2);
+    assert!(machine.slots() > 2);
+    let served: Vec<bool> = (0..3)
+        .map(|chunk| request_chunk(&mut machine, 0, chunk))
+        .collect();
+    assert_eq!(served, [true, true, false]);
+    assert!(request_chunk(&mut machine, 1, 0));
+}
+
+#[test]
+fn slow_upload_frees_its_slot() {
+    let slots = PeerMachine::new(SwarmConfig::default(), 1).slots();
+    let mut machine = seeding(32);
+    for peer in 0..slots {
+        assert!(request_chunk(&mut machine, peer, 0));
+    }
+    assert!(!request_chunk(&mut machine, slots, 0));
+    // Neighbour 0 takes nothing. The others take four chunks: more than 6 x 2 quarters of one.
+    for chunk in 0..4 {
+        let peer = 1 + chunk % (slots - 1);
+        let upload = UploadId((u64::from(peer) << 32) | u64::from(chunk / (slots - 1)));
+        let progress = Input::UploadProgress {
+            upload,
+            sent: 1 << 18,
+        };
+        machine.handle(ms(2), progress);
+        machine.handle(ms(3), Input::UploadEnded { upload });
+        outputs(&mut machine);
+        assert!(request_chunk(&mut machine, peer, chunk / (slots - 1) + 1));
+    }
+    assert!(request_chunk(&mut machine, slots, 0), "beside the slow one");
+    assert!(!request_chunk(&mut machine, slots + 1, 0));
+}
