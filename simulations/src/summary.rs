@@ -8,6 +8,7 @@ use crate::oracle::BarFigures;
 use crate::outcome::{Details, Outcome};
 use crate::peer::SimulatedPeer;
 use crate::pulls::Pull;
+use crate::scenario::Fault;
 use crate::world::World;
 
 /// Lower bounds of the time of a pull, in seconds.
@@ -108,9 +109,15 @@ impl World<'_> {
         pulls.filter(|pull| pull.started_at.is_some()).count()
     }
 
+    /// The peers whose times count: not those that lie, because sound peers stop serving them.
+    fn judged(&self) -> impl Iterator<Item = &SimulatedPeer> {
+        let peers = self.peers.iter();
+        peers.filter(|simulated| simulated.fault != Some(Fault::Lies))
+    }
+
     /// Seconds from the start of each pull to a point of it, ascending.
     fn times(&self, point: impl Fn(&Pull) -> Option<Time>) -> Vec<f64> {
-        let pulls = self.peers.iter().flat_map(|simulated| &simulated.pulls);
+        let pulls = self.judged().flat_map(|simulated| &simulated.pulls);
         let mut times: Vec<f64> = pulls
             .filter_map(|pull| {
                 let took = point(pull)?.saturating_since(pull.started_at?);
@@ -125,7 +132,7 @@ impl World<'_> {
     fn bounds(&self) -> (Bounds, f64) {
         let over_bound = |bound_s: &dyn Fn(&SimulatedPeer, &Pull) -> f64| {
             let mut ratios = Vec::new();
-            for simulated in &self.peers {
+            for simulated in self.judged() {
                 for pull in &simulated.pulls {
                     if let (Some(from), Some(to)) = (pull.started_at, pull.completed_at) {
                         let took_s = to.saturating_since(from).as_secs_f64();
