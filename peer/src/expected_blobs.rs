@@ -1,5 +1,5 @@
-//! The blobs that images name which are being opened. A request for such a blob waits until the
-//! store has its proof.
+//! The blobs of images that are being opened. A request for such a blob waits until the store has
+//! its proof.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -63,16 +63,10 @@ impl ExpectedBlobs {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Digest, u32>> {
-        // The map is whole after each change.
-        self.openings.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Expectation {
-    fn drop(&mut self) {
-        let mut openings = self.of.lock();
-        for digest in &self.digests {
+    /// One opening less expects these blobs.
+    fn forget(&self, digests: &[Digest]) {
+        let mut openings = self.lock();
+        for digest in digests {
             if let Some(count) = openings.get_mut(digest) {
                 *count -= 1;
                 if *count == 0 {
@@ -81,7 +75,28 @@ impl Drop for Expectation {
             }
         }
         drop(openings);
-        self.of.changed.notify_waiters();
+        self.changed.notify_waiters();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Digest, u32>> {
+        // The map is whole after each change.
+        self.openings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Expectation {
+    /// A blob is not expected any more.
+    pub(crate) fn forget(&mut self, digest: &Digest) {
+        if let Some(at) = self.digests.iter().position(|it| it == digest) {
+            self.digests.swap_remove(at);
+            self.of.forget(&[*digest]);
+        }
+    }
+}
+
+impl Drop for Expectation {
+    fn drop(&mut self) {
+        self.of.forget(&self.digests);
     }
 }
 
@@ -96,10 +111,11 @@ mod tests {
     #[test]
     fn blob_is_expected_until_the_last_opening_ends() {
         let expected = Arc::<ExpectedBlobs>::default();
-        let one = expected.expect([digest(1), digest(2)].into_iter());
+        let mut one = expected.expect([digest(1), digest(2)].into_iter());
         let other = expected.expect([digest(2)].into_iter());
-        drop(one);
+        one.forget(&digest(1));
         assert!(!expected.contains(&digest(1)));
+        drop(one);
         assert!(expected.contains(&digest(2)));
         drop(other);
         assert!(!expected.contains(&digest(2)));

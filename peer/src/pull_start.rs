@@ -51,8 +51,9 @@ pub(crate) enum PullTrigger {
     /// The container runtime requested the manifest. The response is held back until this is used
     /// or dropped.
     Manifest(oneshot::Sender<()>),
-    /// The image is downloaded before it is pulled.
-    Warming,
+    /// The image is downloaded before it is pulled. The next one waits until this is used or
+    /// dropped.
+    Warming(oneshot::Sender<()>),
 }
 
 /// Starts image pulls.
@@ -70,7 +71,8 @@ pub(crate) struct PullStarter {
 }
 
 /// The requests of an opening to origins and neighbours.
-type Asked<'a> = FuturesUnordered<Pin<Box<dyn Future<Output = OpeningInput> + Send + 'a>>>;
+type PendingRequests<'a> =
+    FuturesUnordered<Pin<Box<dyn Future<Output = OpeningInput> + Send + 'a>>>;
 
 impl PullStarter {
     pub(crate) fn new(
@@ -112,18 +114,19 @@ impl PullStarter {
             image,
             manifest: digest,
             blobs: blobs.iter().map(|blob| (blob.digest, blob.size)).collect(),
-            is_warming: matches!(trigger, PullTrigger::Warming),
+            is_warming: matches!(trigger, PullTrigger::Warming(_)),
             started,
         };
         let config = OpeningConfig::default();
         let mut hold = Some(trigger);
         let blobs = self.image_blobs(&blobs);
         let absent = blobs.iter().filter(|blob| blob.stored == Stored::Absent);
-        let _expected = self.expected.expect(absent.map(|blob| blob.digest));
+        let absent: Vec<Digest> = absent.map(|blob| blob.digest).collect();
+        let mut expected = self.expected.expect(absent.iter().copied());
         let mut opening = Opening::new(started, &config, blobs, rand::random());
         let start = self.commands.send(DriverCommand::StartPull(start));
         self.run_beside(&mut opening, &mut hold, start).await;
-        let mut asked = Asked::new();
+        let mut asked = PendingRequests::new();
         loop {
             while let Some(output) = opening.poll_output() {
                 let input = match output {
@@ -132,7 +135,7 @@ impl PullStarter {
                         None
                     }
                     OpeningOutput::AskNeighbours => {
-                        asked.push(Box::pin(self.ask_neighbours(&digest)));
+                        asked.push(Box::pin(self.ask_neighbours(&digest, &absent)));
                         None
                     }
                     OpeningOutput::Add(blob) => {
@@ -146,6 +149,9 @@ impl PullStarter {
                     }
                 };
                 if let Some(input) = input {
+                    if let OpeningInput::NotStorable { digest } = &input {
+                        expected.forget(digest);
+                    }
                     opening.handle(self.clock.now(), input);
                 }
             }
@@ -182,7 +188,7 @@ impl PullStarter {
     }
 
     /// Waits for `work` up to the machine's next deadline, which is handled. `None` after the
-    /// deadline. The manifest's response is sent if it is late.
+    /// deadline. What is held back goes on if it is late.
     async fn until_due<T>(
         &self,
         opening: &mut Opening,
@@ -196,10 +202,10 @@ impl PullStarter {
         };
         opening.handle_timeout(self.clock.now());
         if opening.is_late()
-            && let Some(PullTrigger::Manifest(response)) = hold.take()
+            && let Some(PullTrigger::Manifest(held) | PullTrigger::Warming(held)) = hold.take()
         {
             // A client that has gone needs no response.
-            let _ = response.send(());
+            let _ = held.send(());
         }
         finished
     }
@@ -233,18 +239,29 @@ impl PullStarter {
         OpeningInput::Closure(self.closure(repository, manifest).await)
     }
 
-    async fn ask_neighbours(&self, manifest: &Digest) -> OpeningInput {
-        let image = self.seek_image(manifest).await;
-        OpeningInput::Neighbours(image.map(|image| image.proofs.clone()))
+    /// `absent` are the blobs that lack a proof. A neighbour that does not prove all of them is not
+    /// the last one: the next seek asks others.
+    async fn ask_neighbours(&self, manifest: &Digest, absent: &[Digest]) -> OpeningInput {
+        let proofs = self.seek_image(manifest).await.map(|it| it.proofs.clone());
+        let is_proved = |blob: &Digest| {
+            let mut proofs = proofs.iter().flatten();
+            proofs.any(|proof| proof.digest() == blob)
+        };
+        if !absent.iter().all(is_proved) {
+            self.images.invalidate(manifest).await;
+        }
+        OpeningInput::Neighbours(proofs)
     }
 
     /// Adds and wants a blob, if its proof is valid. Returns the input for the machine.
     async fn add(&self, repository: &RepositoryName, blob: ProvedBlob) -> Option<OpeningInput> {
         let digest = *blob.proof.digest();
-        self.want_proved(repository, blob).await;
-        self.stores.blobs.get(&digest)?;
-        self.expected.on_stored();
-        Some(OpeningInput::Stored { digest })
+        let is_valid = self.want_proved(repository, blob).await;
+        if self.stores.blobs.get(&digest).is_some() {
+            self.expected.on_stored();
+            return Some(OpeningInput::Stored { digest });
+        }
+        is_valid.then_some(OpeningInput::NotStorable { digest })
     }
 
     /// Asks the origins for the proofs of an image's blobs.
@@ -266,7 +283,7 @@ impl PullStarter {
             Err(error) => {
                 tracing::warn!(
                     %manifest, %error,
-                    "no origin gave the proofs of an image's blobs; asking neighbours, and again after a pause"
+                    "no origin gave the proofs of an image's blobs; those that are not stored are sought elsewhere"
                 );
                 if matches!(error, OriginError::Unavailable(_)) {
                     ClosureResult::Unavailable
@@ -300,8 +317,8 @@ impl PullStarter {
         self.images.optionally_get_with(*digest, seek).await
     }
 
-    /// Adds a blob to the store, if its proof is valid, and wants it.
-    async fn want_proved(&self, repository: &RepositoryName, blob: ProvedBlob) {
+    /// Adds a blob to the store, if its proof is valid, and wants it. Returns whether it is valid.
+    async fn want_proved(&self, repository: &RepositoryName, blob: ProvedBlob) -> bool {
         let ProvedBlob {
             proof,
             grant,
@@ -311,22 +328,26 @@ impl PullStarter {
         let geometry = match (proof.check(&self.upstream.trusted_keys.current()), source) {
             (Ok(geometry), _) => geometry,
             (Err(error), ProofSource::Origin) => {
-                return tracing::error!(
+                tracing::error!(
                     blob = %digest, %error,
                     "origin returned an invalid proof; passing the blob through"
                 );
+                return false;
             }
             (Err(error), ProofSource::Neighbour) => {
-                return tracing::debug!(blob = %digest, %error, "neighbour's proof is invalid");
+                tracing::debug!(blob = %digest, %error, "neighbour's proof is invalid");
+                return false;
             }
         };
         if let Some(stored) = self.stores.blobs.get(&digest) {
             if contradict(stored.proof(), &proof) {
                 let reason = "two valid seals of the digest describe different bytes".to_owned();
                 let command = DriverCommand::Quarantine { digest, reason };
-                return self.commands.send(command).await;
+                self.commands.send(command).await;
+            } else {
+                self.want_with_grant(repository, &digest, grant).await;
             }
-            return self.want_with_grant(repository, &digest, grant).await;
+            return true;
         }
         match self.stores.blobs.insert(proof, geometry) {
             Ok((pin, evicted)) => {
@@ -349,6 +370,7 @@ impl PullStarter {
                 "the store cannot take a blob; passing it through from an origin"
             ),
         }
+        true
     }
 
     async fn want_with_grant(

@@ -85,8 +85,11 @@ impl World<'_> {
     }
 
     /// Whether the origin of a region answers a request for proofs with an error: the first one of
-    /// each peer, if the scenario says so.
+    /// each peer, or all, if the scenario says so.
     pub(crate) fn fails_closure(&mut self, peer: u32, region: u32) -> bool {
+        if self.scenario.origin.fail_closures {
+            return true;
+        }
         let failed = &mut self.peers[peer as usize].failed_closures;
         let fails = self.scenario.origin.fail_first_closures && !failed.contains(&region);
         if fails {

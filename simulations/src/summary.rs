@@ -105,7 +105,7 @@ impl World<'_> {
     }
 
     fn started_pulls(&self) -> usize {
-        let pulls = self.peers.iter().flat_map(|simulated| &simulated.pulls);
+        let pulls = self.judged().flat_map(|simulated| &simulated.pulls);
         pulls.filter(|pull| pull.started_at.is_some()).count()
     }
 

@@ -173,10 +173,10 @@ fn lazy_runtime_reads_its_share_with_pauses_and_is_done() {
 fn lazy_reads_that_are_passed_through_are_of_one_chunk_each() {
     let outcome = run_text(
         "name = 'lazy'\n[image]\nlayers = ['16MiB']\n\
-         [origin]\nup = '1Gbit'\nfail_first_closures = true\n\
-         [peers]\ncount = 4\nup = '1Gbit'\ndown = '1Gbit'\n[pulls]\nlazy_share = 0.25\n",
+         [origin]\nup = '1Gbit'\nfail_closures = true\n\
+         [peers]\ncount = 4\nup = '1Gbit'\ndown = '1Gbit'\n[pulls]\nlazy_share = 0.5\n",
     );
     assert_ok(&outcome);
     assert_eq!(outcome.details.completions_s.len(), 4);
-    assert_eq!(outcome.origin_copies, 4.0 * 0.25);
+    assert_eq!(outcome.origin_copies, 4.0 * 0.5);
 }

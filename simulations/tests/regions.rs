@@ -51,7 +51,7 @@ fn stopped_origin_breaks_its_answers() {
 #[test]
 fn pass_through_goes_on_at_the_other_region_when_an_origin_stops() {
     let outcome = outcome(
-        "fail_first_closures = true\n[[failures]]\nat_s = 3\nkind = 'stop-origin'\nregion = 0",
+        "fail_closures = true\n[[failures]]\nat_s = 15.5\nkind = 'stop-origin'\nregion = 0",
     );
     assert_ok(&outcome);
     // Half of the peers are in each region, and no byte is passed through twice, except for those

@@ -67,7 +67,8 @@ pub struct FallbackTimeouts {
     /// For a blob without chunk proofs, whose bytes from a neighbour can be read only after the
     /// whole blob has arrived. Default 20 s.
     pub whole_blob: Duration,
-    /// For a blob whose proof is asked for: how long its request waits for that. Default 20 s.
+    /// For a blob whose proof is asked for: how long its request waits for that. Default 15 s, so
+    /// that an origin can still answer before containerd gives up.
     pub proof: Duration,
     /// After this time from the request the head of the response is sent, even if no byte of the
     /// body is there. Default 20 s; containerd gives up after 30 s without a head.
@@ -83,7 +84,7 @@ impl Default for FallbackTimeouts {
             no_source: Duration::from_secs(3),
             no_progress: Duration::from_secs(20),
             whole_blob: Duration::from_secs(20),
-            proof: Duration::from_secs(20),
+            proof: Duration::from_secs(15),
             head: Duration::from_secs(20),
             maximum: Duration::from_secs(120),
         }

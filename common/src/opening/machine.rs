@@ -7,7 +7,7 @@
 //! new ───┴▶ Asking ◀───────────────┐──────────────────────────────▶ Finished
 //!              │ unavailable       │ after a pause                       ▲
 //!              └────────────▶ Pausing ───────────────────────────────────┘
-//!                                     after 10 to 15 s, or no blob lacks a proof any more
+//!                        after 10 to 15 s and the last seek, or no blob lacks a proof any more
 //! ```
 //!
 //! From the first failure on, the image is also sought among the neighbours, one seek at a time.
@@ -82,6 +82,11 @@ pub enum OpeningInput {
         /// The blob.
         digest: Digest,
     },
+    /// The store cannot take a blob of the image, although its proof is valid.
+    NotStorable {
+        /// The blob.
+        digest: Digest,
+    },
 }
 
 /// Where a proof comes from.
@@ -113,8 +118,9 @@ pub enum OpeningOutput {
     /// Seek the image among the neighbours, beside a request to the origins. An earlier seek has
     /// ended.
     AskNeighbours,
-    /// Check the proof. If it is valid, add the blob to the store, say so with
-    /// [`OpeningInput::Stored`], and want the blob. A blob whose proof is not valid stays unknown.
+    /// Check the proof. If it is valid, add the blob to the store, say with
+    /// [`OpeningInput::Stored`] or [`OpeningInput::NotStorable`] whether it took the blob, and want
+    /// the blob. A blob whose proof is not valid stays unknown.
     Add(Box<ProvedBlob>),
     /// Want a blob that is in the store.
     Want {
@@ -129,6 +135,8 @@ enum State {
     Asking,
     /// The origins are asked again at this time.
     Pausing(Time),
+    /// The origins are asked no more; neighbours have not answered yet.
+    GivingUp,
     Finished,
 }
 
@@ -197,7 +205,7 @@ impl Opening {
     /// When [`Self::handle_timeout`] must be called.
     pub fn poll_timeout(&self) -> Option<Time> {
         let retry_at = match self.state {
-            State::Asking => None,
+            State::Asking | State::GivingUp => None,
             State::Pausing(until) => Some(until),
             State::Finished => return None,
         };
@@ -216,9 +224,17 @@ impl Opening {
                 self.state = State::Asking;
                 self.outputs.push_back(OpeningOutput::AskOrigins);
             } else {
-                self.state = State::Finished;
+                self.give_up();
             }
         }
+    }
+
+    /// The origins are asked no more.
+    fn give_up(&mut self) {
+        self.state = match self.is_seeking {
+            true => State::GivingUp,
+            false => State::Finished,
+        };
     }
 
     /// Handles an event. An event that the machine does not wait for is ignored.
@@ -233,8 +249,15 @@ impl Opening {
                 if !self.is_finished() {
                     self.add_known(proofs.unwrap_or_default());
                 }
+                if self.state == State::GivingUp {
+                    self.state = State::Finished;
+                }
             }
             OpeningInput::Stored { digest } => self.on_stored(&digest),
+            OpeningInput::NotStorable { digest } => {
+                self.blobs.retain(|blob| blob.digest != digest);
+                self.finish_if_proved();
+            }
             OpeningInput::Closure(_) | OpeningInput::Neighbours(_) => {}
         }
     }
@@ -261,18 +284,21 @@ impl Opening {
             self.want_stored();
         }
         self.failures += 1;
-        if !self.lacks_proofs() || self.give_up_at <= now {
+        if !self.lacks_proofs() {
             self.state = State::Finished;
             return;
+        }
+        if !self.is_seeking {
+            self.is_seeking = true;
+            self.outputs.push_back(OpeningOutput::AskNeighbours);
+        }
+        if self.give_up_at <= now {
+            return self.give_up();
         }
         let doublings = (self.failures - 1).min(MAX_DOUBLINGS);
         let pause = (self.config.first_pause * (1 << doublings)).min(self.config.longest_pause);
         let retry_at = now + pause + self.share_of(pause);
         self.state = State::Pausing(retry_at.min(self.give_up_at));
-        if !self.is_seeking {
-            self.is_seeking = true;
-            self.outputs.push_back(OpeningOutput::AskNeighbours);
-        }
     }
 
     fn on_stored(&mut self, digest: &Digest) {
@@ -280,6 +306,10 @@ impl Opening {
         for blob in blobs.filter(|blob| blob.digest == *digest && blob.stored == Stored::Absent) {
             blob.stored = Stored::Incomplete;
         }
+        self.finish_if_proved();
+    }
+
+    fn finish_if_proved(&mut self) {
         if !self.lacks_proofs() {
             self.state = State::Finished;
         }

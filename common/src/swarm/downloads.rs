@@ -5,10 +5,10 @@
 use core::time::Duration;
 
 use super::context::{Context, Work};
-use super::eta::TransferEta;
 use super::io::{BlobSlot, ChunkSource, Output, PeerFacts, PeerSlot, TransferId};
 use super::neighbours::Neighbours;
 use super::picker::{Picker, PickerView};
+use super::progress::TransferProgress;
 use super::pull::{Pull, Pulls};
 use super::request_window::RequestWindows;
 use super::timers::Timer;
@@ -147,7 +147,7 @@ impl Downloads {
 
     /// A transfer delivered its chunk, as one that [`Self::end`] returned.
     pub(super) fn on_delivered(&mut self, transfer: &Transfer) {
-        self.transfers.count_received(transfer.eta.left());
+        self.transfers.count_received(transfer.progress.left());
         if let Some(peer) = transfer.peer() {
             self.windows.clear_failures(peer);
             // It probably has a free upload slot for the next chunk.
@@ -205,7 +205,7 @@ impl Downloads {
             moved_at: ctx.now,
             late_at: ctx.now + ctx.config.nearly_done,
             has_begun: false,
-            eta: TransferEta::new(ctx.now, length, self.transfers.total()),
+            progress: TransferProgress::new(ctx.now, length, self.transfers.total()),
         };
         let deadline = ctx.now + self.timeout(ctx, &transfer);
         ctx.timers.wake_by(Timer::Stall, deadline);
@@ -234,18 +234,21 @@ impl Downloads {
         id: TransferId,
         received: u64,
     ) -> Option<Progress> {
+        let total = self.transfers.total();
         let transfer = self.transfers.find(id)?;
-        let before = transfer.eta.moved();
+        let before = transfer.progress.moved();
         if received <= before {
             return None;
         }
         transfer.moved_at = ctx.now;
-        transfer.has_begun = true;
+        if !core::mem::replace(&mut transfer.has_begun, true) {
+            transfer.progress.compare_from(total);
+        }
         let peer = transfer.peer();
         let round_trip = peer.map_or(Duration::ZERO, |peer| neighbours.round_trip(peer));
         let nearly_done = ctx.config.nearly_done.max(round_trip);
-        transfer.eta.update(ctx.now, received, nearly_done);
-        let free_at = transfer.eta.free_at();
+        transfer.progress.update(ctx.now, received, nearly_done);
+        let free_at = transfer.progress.free_at();
         ctx.timers.wake_by(Timer::Fill, free_at);
         let Transfer { blob, source, .. } = *transfer;
         self.transfers.count_received(received - before);
@@ -304,7 +307,7 @@ impl Downloads {
     pub(super) fn on_lease_lost(&mut self, ctx: &mut Context, slot: BlobSlot, chunk: u32) {
         if let Some(transfer) = self.transfers.of_chunk(slot, chunk)
             && transfer.permission == Permission::Leased
-            && transfer.eta.moved() == 0
+            && transfer.progress.moved() == 0
         {
             let id = transfer.id;
             self.cancel(ctx, id);
@@ -358,7 +361,7 @@ impl Downloads {
         let mut transfers = self.transfers.of_blob(slot);
         transfers
             .find(|transfer| transfer.chunk == chunk)
-            .map_or(0, |transfer| transfer.eta.moved())
+            .map_or(0, |transfer| transfer.progress.moved())
     }
 
     /// Transfers from origins without a lease.
@@ -385,7 +388,7 @@ impl Downloads {
     fn timeout(&self, ctx: &Context, transfer: &Transfer) -> Duration {
         let stalled = ctx.config.stall_timeout;
         match transfer.source {
-            ChunkSource::Origin if transfer.eta.moved() == 0 => stalled * ORIGIN_FACTOR,
+            ChunkSource::Origin if transfer.progress.moved() == 0 => stalled * ORIGIN_FACTOR,
             ChunkSource::Peer(peer) if !transfer.has_begun => {
                 let chunk_time = ctx.blobs.chunk_time(transfer.blob);
                 let first_byte =

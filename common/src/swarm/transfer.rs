@@ -1,7 +1,7 @@
 //! One download of one chunk, and the table of those under way.
 
-use super::eta::TransferEta;
 use super::io::{BlobSlot, ChunkSource, PeerSlot, TransferId};
+use super::progress::TransferProgress;
 use super::request_window::RequestWindows;
 use super::slot_count::SlotCount;
 use crate::time::Time;
@@ -20,7 +20,8 @@ pub(super) enum Permission {
 impl Permission {
     /// A transfer is slow if each other slot receives more than so many times as many bytes. A
     /// chunk from a neighbour has a higher limit, because another one in its stead takes another
-    /// neighbour's upload slot; a chunk under a lease is lacking everywhere until it has arrived.
+    /// neighbour's upload slot; so has one from an origin without a lease, because another one adds
+    /// to the origin's load. A chunk under a lease is lacking everywhere until it has arrived.
     fn slow_factor(self) -> u64 {
         match self {
             Self::Leased => 2,
@@ -43,7 +44,7 @@ pub(super) struct Transfer {
     pub(super) late_at: Time,
     /// Its first byte has arrived.
     pub(super) has_begun: bool,
-    pub(super) eta: TransferEta,
+    pub(super) progress: TransferProgress,
 }
 
 impl Transfer {
@@ -58,7 +59,7 @@ impl Transfer {
     /// Whether it is slow for the link, so that it takes no slot.
     fn is_slow(&self, total: u64, slots: u32) -> bool {
         let factor = self.permission.slow_factor();
-        self.has_begun && self.eta.is_slow(total, slots, factor)
+        self.has_begun && self.progress.is_slow(total, slots, factor)
     }
 }
 
@@ -69,6 +70,8 @@ pub(super) struct Transfers {
     next_id: u64,
     /// The slots that they take; not valid once one of them has changed.
     count: SlotCount,
+    /// The number of slots at the time of the count.
+    counted_slots: u32,
     /// Bytes that all transfers have received so far, ended ones too.
     total: u64,
 }
@@ -92,7 +95,9 @@ impl Transfers {
         self.running.iter_mut().find(|transfer| transfer.id == id)
     }
 
+    /// The transfer of a chunk, which may change.
     pub(super) fn of_chunk(&mut self, blob: BlobSlot, chunk: u32) -> Option<&mut Transfer> {
+        self.count = SlotCount::default();
         self.running
             .iter_mut()
             .find(|transfer| (transfer.blob, transfer.chunk) == (blob, chunk))
@@ -104,7 +109,7 @@ impl Transfers {
         let transfer = self.find(id)?;
         transfer.moved_at = now;
         transfer.has_begun = true;
-        transfer.eta.restart(now, total);
+        transfer.progress.restart(now, total);
         Some(transfer)
     }
 
@@ -152,10 +157,11 @@ impl Transfers {
     /// Counts the slots that are taken, and keeps the number for as long as it holds.
     pub(super) fn recount(&mut self, now: Time, slots: u32) {
         self.count = self.count(now, slots);
+        self.counted_slots = slots;
     }
 
     fn count(&self, now: Time, slots: u32) -> SlotCount {
-        if self.count.is_valid(now) {
+        if self.count.is_valid(now) && self.counted_slots == slots {
             return self.count;
         }
         let mut count = SlotCount::EMPTY;
@@ -164,7 +170,7 @@ impl Transfers {
                 continue;
             }
             if transfer.has_begun {
-                count.add(now, transfer.eta.free_at());
+                count.add(now, transfer.progress.free_at());
             } else if transfer.peer().is_some() {
                 count.add_unanswered(now, transfer.late_at);
             } else {

@@ -5,9 +5,9 @@
 use std::collections::VecDeque;
 
 use super::context::Context;
-use super::eta::TransferEta;
 use super::io::{BlobSlot, Output, PeerSlot, RefusalReason, UploadId};
 use super::neighbours::Neighbours;
+use super::progress::TransferProgress;
 use super::slot_count::SlotCount;
 use crate::time::Time;
 
@@ -15,8 +15,8 @@ use crate::time::Time;
 const TOLD_PER_SLOT: usize = 2;
 /// Maximum number of refused neighbours that are remembered.
 const MAX_REFUSED: usize = 16;
-/// Uploads to one neighbour that take slots: it asks for the next chunk when the last is nearly
-/// done.
+/// Uploads to one neighbour that are not nearly done. It asks for the next chunk when the last one
+/// is nearly done.
 const MAX_PER_NEIGHBOUR: usize = 2;
 /// An upload is slow, and takes no slot, if each other slot sends more than so many times as much.
 const SLOW_FACTOR: u64 = 6;
@@ -25,7 +25,7 @@ const SLOW_FACTOR: u64 = 6;
 struct RunningUpload {
     id: UploadId,
     peer: PeerSlot,
-    eta: TransferEta,
+    progress: TransferProgress,
 }
 
 /// The uploads that are being served.
@@ -34,6 +34,8 @@ pub(super) struct Uploads {
     running: Vec<RunningUpload>,
     /// The slots that they take; not valid once one of them has changed.
     count: SlotCount,
+    /// The number of slots at the time of the count.
+    counted_slots: u32,
     /// Bytes that all uploads have sent so far, ended ones too.
     total: u64,
     /// Neighbours whose last request was refused and that were told nothing since, newest last.
@@ -52,7 +54,7 @@ impl Uploads {
         upload: UploadId,
     ) {
         // The most frequent case first.
-        if !self.has_free_slot(ctx) || self.busy_with(ctx.now, peer) >= MAX_PER_NEIGHBOUR {
+        if !self.has_free_slot(ctx) || self.count_busy_with(ctx.now, peer) >= MAX_PER_NEIGHBOUR {
             ctx.counters.refused_busy += 1;
             self.remember_refused(peer);
             return refuse(ctx, upload, RefusalReason::Busy);
@@ -70,7 +72,7 @@ impl Uploads {
         self.running.push(RunningUpload {
             id: upload,
             peer,
-            eta: TransferEta::new(ctx.now, length, self.total),
+            progress: TransferProgress::new(ctx.now, length, self.total),
         });
         ctx.output(Output::Serve { upload });
     }
@@ -86,8 +88,8 @@ impl Uploads {
         if let Some(upload) = self.running.iter_mut().find(|upload| upload.id == id) {
             let round_trip = neighbours.round_trip(upload.peer);
             let nearly_done = ctx.config.nearly_done.max(round_trip);
-            self.total += sent.saturating_sub(upload.eta.moved());
-            upload.eta.update(ctx.now, sent, nearly_done);
+            self.total += sent.saturating_sub(upload.progress.moved());
+            upload.progress.update(ctx.now, sent, nearly_done);
             self.count = SlotCount::default();
         }
     }
@@ -113,8 +115,8 @@ impl Uploads {
         let before = self.running.len();
         for upload in self.running.iter().filter(|upload| has_ended(upload)) {
             // The rest was not reported. An upload that ends earlier was cancelled.
-            if upload.eta.free_at() <= ctx.now {
-                self.total += upload.eta.left();
+            if upload.progress.free_at() <= ctx.now {
+                self.total += upload.progress.left();
             }
         }
         self.running.retain(|upload| !has_ended(upload));
@@ -143,9 +145,15 @@ impl Uploads {
 
     fn tell_slot_free(&mut self, ctx: &mut Context, neighbours: &Neighbours) {
         let mut told = 0;
-        while told < TOLD_PER_SLOT
-            && let Some(peer) = self.refused.pop_back()
-        {
+        for at in (0..self.refused.len()).rev() {
+            let peer = self.refused[at];
+            if told == TOLD_PER_SLOT {
+                break;
+            }
+            if self.count_busy_with(ctx.now, peer) >= MAX_PER_NEIGHBOUR {
+                continue; // It would be refused again.
+            }
+            self.refused.remove(at);
             if neighbours.is_connected(peer) {
                 ctx.output(Output::TellSlotFree { peer });
                 told += 1;
@@ -162,11 +170,12 @@ impl Uploads {
 
     /// Uploads that take a slot: those that are neither nearly done nor slow.
     fn busy(&mut self, now: Time, slots: u32) -> usize {
-        if !self.count.is_valid(now) {
+        if !self.count.is_valid(now) || self.counted_slots != slots {
             self.count = SlotCount::EMPTY;
+            self.counted_slots = slots;
             for upload in &self.running {
-                if !upload.eta.is_slow(self.total, slots, SLOW_FACTOR) {
-                    self.count.add(now, upload.eta.free_at());
+                if !upload.progress.is_slow(self.total, slots, SLOW_FACTOR) {
+                    self.count.add(now, upload.progress.free_at());
                 }
             }
         }
@@ -174,10 +183,10 @@ impl Uploads {
     }
 
     /// Uploads to a neighbour that are not nearly done.
-    fn busy_with(&self, now: Time, peer: PeerSlot) -> usize {
+    fn count_busy_with(&self, now: Time, peer: PeerSlot) -> usize {
         let running = self.running.iter();
         running
-            .filter(|upload| upload.peer == peer && upload.eta.free_at() > now)
+            .filter(|upload| upload.peer == peer && upload.progress.free_at() > now)
             .count()
     }
 }

@@ -1,7 +1,8 @@
 //! The lease authorities of all blobs and regions, and the bound of their memory.
 //!
 //! An authority has a state for each chunk of its blob, so a short request for a large blob creates
-//! a long one. Each peer may have created so many chunk states, and all peers together.
+//! a large authority. The chunks are bounded: of the authorities that one peer's requests created,
+//! and of all of them.
 
 use super::config::LeaseSettings;
 use super::lease::Authority;
@@ -12,11 +13,29 @@ use crate::interner::Slot as _;
 #[derive(Debug, Default)]
 pub(super) struct Authorities {
     /// By blob slot: those of its few regions.
-    by_blob: Vec<Vec<Authority>>,
+    by_blob: Vec<Vec<Created>>,
     /// Chunks of all of them.
     chunks: u64,
-    /// By peer slot: the chunks of those that the peer's requests created since it joined.
-    created: Vec<u32>,
+    /// By peer slot.
+    creators: Vec<Creator>,
+}
+
+/// An authority, and whose request created it.
+#[derive(Debug)]
+struct Created {
+    authority: Authority,
+    peer: PeerSlot,
+    /// [`Creator::stay`] at that time.
+    stay: u32,
+}
+
+/// A peer whose requests create authorities.
+#[derive(Clone, Copy, Debug, Default)]
+struct Creator {
+    /// Number of the peers that had the slot before and left.
+    stay: u32,
+    /// Chunks of the authorities that its requests created.
+    chunks: u32,
 }
 
 /// Whether an authority can be used.
@@ -31,27 +50,25 @@ pub(super) enum Prepared {
 
 impl Authorities {
     /// Those of a blob.
-    pub(super) fn of(&self, blob: BlobSlot) -> &[Authority] {
-        let regions = self.by_blob.get(blob.index() as usize);
-        regions.map_or(&[], Vec::as_slice)
+    pub(super) fn of(&self, blob: BlobSlot) -> impl Iterator<Item = &Authority> + Clone {
+        let regions = self.by_blob.get(blob.index() as usize).into_iter();
+        regions.flatten().map(|created| &created.authority)
     }
 
     /// All of them, in order of blobs.
     pub(super) fn iter(&self) -> impl Iterator<Item = (BlobSlot, &Authority)> {
         let blobs = (0_u32..).map(BlobSlot::at).zip(&self.by_blob);
-        blobs.flat_map(|(blob, regions)| regions.iter().map(move |it| (blob, it)))
+        blobs.flat_map(|(blob, regions)| regions.iter().map(move |it| (blob, &it.authority)))
     }
 
     pub(super) fn get(&self, blob: BlobSlot, region: RegionSlot) -> Option<&Authority> {
-        let mut regions = self.of(blob).iter();
-        regions.find(|authority| authority.region() == region)
+        self.of(blob).find(|it| it.region() == region)
     }
 
     pub(super) fn get_mut(&mut self, blob: BlobSlot, region: RegionSlot) -> Option<&mut Authority> {
         let regions = self.by_blob.get_mut(blob.index() as usize)?;
-        regions
-            .iter_mut()
-            .find(|authority| authority.region() == region)
+        let mut authorities = regions.iter_mut().map(|created| &mut created.authority);
+        authorities.find(|it| it.region() == region)
     }
 
     /// Creates the authority of a blob for a request of a peer, if there is none.
@@ -72,36 +89,51 @@ impl Authorities {
             return Prepared::Mismatch;
         }
         let (blob_index, peer_index) = (blob.index() as usize, peer.index() as usize);
-        if self.created.len() <= peer_index {
-            self.created.resize(peer_index + 1, 0);
+        if self.creators.len() <= peer_index {
+            self.creators.resize(peer_index + 1, Creator::default());
         }
-        let created = self.created[peer_index].saturating_add(chunks);
-        let all = self.chunks + u64::from(chunks);
-        if created > settings.created_chunks_limit || all > settings.all_chunks_limit {
+        let creator = &mut self.creators[peer_index];
+        let of_peer = creator.chunks.saturating_add(chunks);
+        let of_all = self.chunks + u64::from(chunks);
+        if of_peer > settings.created_chunks_limit || of_all > settings.all_chunks_limit {
             return Prepared::NoRoom;
         }
-        self.created[peer_index] = created;
-        self.chunks = all;
+        creator.chunks = of_peer;
+        let stay = creator.stay;
+        self.chunks = of_all;
         if self.by_blob.len() <= blob_index {
             self.by_blob.resize_with(blob_index + 1, Vec::new);
         }
-        self.by_blob[blob_index].push(Authority::new(blob, region, chunks));
+        self.by_blob[blob_index].push(Created {
+            authority: Authority::new(blob, region, chunks),
+            peer,
+            stay,
+        });
         Prepared::Ready
     }
 
     /// Removes the authority of a blob that no peer of the region has or wants any more.
     pub(super) fn remove(&mut self, blob: BlobSlot, region: RegionSlot) {
-        if let Some(regions) = self.by_blob.get_mut(blob.index() as usize)
-            && let Some(at) = regions.iter().position(|it| it.region() == region)
-        {
-            self.chunks -= u64::from(regions.remove(at).chunks());
+        let Some(regions) = self.by_blob.get_mut(blob.index() as usize) else {
+            return;
+        };
+        let is_of_region = |created: &Created| created.authority.region() == region;
+        if let Some(at) = regions.iter().position(is_of_region) {
+            let removed = regions.remove(at);
+            let chunks = removed.authority.chunks();
+            self.chunks -= u64::from(chunks);
+            let creator = &mut self.creators[removed.peer.index() as usize];
+            if creator.stay == removed.stay {
+                creator.chunks -= chunks;
+            }
         }
     }
 
-    /// A peer has gone: its slot may be another one's.
+    /// A peer has left. The next peer with its slot has created nothing.
     pub(super) fn forget_peer(&mut self, peer: PeerSlot) {
-        if let Some(created) = self.created.get_mut(peer.index() as usize) {
-            *created = 0;
+        if let Some(creator) = self.creators.get_mut(peer.index() as usize) {
+            creator.stay += 1;
+            creator.chunks = 0;
         }
     }
 }

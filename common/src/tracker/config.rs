@@ -75,10 +75,10 @@ pub struct LeaseSettings {
     pub parked_limit: usize,
     /// Most chunks of a blob.
     pub chunks_limit: u32,
-    /// Most chunks of blobs, of which 16 bytes are kept for each, that a peer's requests may make
-    /// the tracker keep track of: 4 TiB of blobs.
+    /// Most chunks of all blobs whose authorities one peer's requests created; for each chunk 16
+    /// bytes are kept. Requests for further blobs wait until peers leave swarms.
     pub created_chunks_limit: u32,
-    /// The same for all peers together: 64 TiB of blobs, and 256 MiB of memory.
+    /// As `created_chunks_limit`, of all peers together.
     pub all_chunks_limit: u64,
 }
 
@@ -107,7 +107,7 @@ impl Default for LeaseSettings {
             parked_limit: 20_000,
             chunks_limit: 1 << 18,
             created_chunks_limit: 1 << 20,
-            all_chunks_limit: 1 << 24,
+            all_chunks_limit: 1 << 25,
         }
     }
 }

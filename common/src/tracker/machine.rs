@@ -98,8 +98,8 @@ impl TrackerMachine {
                 blob,
                 peers: swarm.peers(),
                 seeders: swarm.seeders(),
-                leases_open: authorities.iter().map(Authority::open_count).sum(),
-                parked: authorities.iter().map(Authority::parked_count).sum(),
+                leases_open: authorities.clone().map(Authority::open_count).sum(),
+                parked: authorities.map(Authority::parked_count).sum(),
             }
         })
     }

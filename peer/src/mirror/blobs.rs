@@ -42,6 +42,8 @@ impl Mirror {
         range: Option<&str>,
         is_head: bool,
     ) -> Result<Response<Body>, MirrorError> {
+        // Asked before the store, because the store has a blob before it is not expected any more.
+        let is_expected = self.pull_starter.expected().contains(&digest);
         let stored = self.context.stores.blobs.get(&digest);
         if is_head {
             let size = match &stored {
@@ -55,7 +57,7 @@ impl Mirror {
         }
         let known = match &stored {
             Some(blob) => KnownBlob::Stored(blob.geometry()),
-            None if self.pull_starter.expected().contains(&digest) => KnownBlob::Expected,
+            None if is_expected => KnownBlob::Expected,
             None => KnownBlob::Unknown,
         };
         let timeouts = self.context.fallback_timeouts;
@@ -63,7 +65,7 @@ impl Mirror {
         let head_by = now + timeouts.head;
         let mut machine = BlobRead::new(now, timeouts, known);
         let stored = if machine.is_expecting() {
-            self.proved(&mut machine, &digest).await
+            self.wait_until_proved(&mut machine, &digest).await
         } else {
             stored
         };
@@ -74,11 +76,18 @@ impl Mirror {
     }
 
     /// Waits until the store has the proof of a blob that is expected; `None` if it will not.
-    async fn proved(&self, machine: &mut BlobRead, digest: &Digest) -> Option<Arc<StoredBlob>> {
+    async fn wait_until_proved(
+        &self,
+        machine: &mut BlobRead,
+        digest: &Digest,
+    ) -> Option<Arc<StoredBlob>> {
         let clock = self.context.clock;
-        let decide = |expected: &ExpectedBlobs| match self.context.stores.blobs.get(digest) {
-            Some(blob) => Some(Some(blob)),
-            None => (!expected.contains(digest)).then_some(None),
+        let decide = |expected: &ExpectedBlobs| {
+            let is_expected = expected.contains(digest);
+            match self.context.stores.blobs.get(digest) {
+                Some(blob) => Some(Some(blob)),
+                None => (!is_expected).then_some(None),
+            }
         };
         let decided = tokio::select! {
             biased;

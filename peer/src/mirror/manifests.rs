@@ -63,24 +63,35 @@ impl Mirror {
         self.image_names
             .remember(repository, reference, &found.digest);
         if !is_head {
-            let (mirror, repository) = (Arc::clone(self), repository.clone());
-            let (digest, bytes) = (found.digest, found.manifest.bytes.clone());
-            let (hold, released) = oneshot::channel();
-            let trigger = PullTrigger::Manifest(hold);
-            let start = async move {
-                mirror
-                    .start_pull(&repository, &digest, &bytes, trigger)
-                    .await
-            };
-            // After the response, the task goes on in the background.
-            self.context.shutdown.spawn(start);
-            let _ = released.await;
+            let trigger = PullTrigger::Manifest;
+            self.begin_pull(repository, &found, trigger).await;
         }
         Ok(found)
     }
 
+    /// Starts the pull of an image. Returns when the proofs of its blobs are there, or late; then
+    /// they are obtained in the background.
+    pub(super) async fn begin_pull(
+        self: &Arc<Self>,
+        repository: &RepositoryName,
+        image: &ResolvedManifest,
+        trigger: impl FnOnce(oneshot::Sender<()>) -> PullTrigger,
+    ) {
+        let (mirror, repository) = (Arc::clone(self), repository.clone());
+        let (digest, bytes) = (image.digest, image.manifest.bytes.clone());
+        let (hold, released) = oneshot::channel();
+        let trigger = trigger(hold);
+        let start = async move {
+            mirror
+                .start_pull(&repository, &digest, &bytes, trigger)
+                .await
+        };
+        self.context.shutdown.spawn(start);
+        let _ = released.await;
+    }
+
     /// Starts the pull of the image that a manifest describes, and obtains the proofs of its blobs.
-    pub(super) async fn start_pull(
+    async fn start_pull(
         &self,
         repository: &RepositoryName,
         digest: &Digest,

@@ -62,10 +62,9 @@ impl Mirror {
     ) -> Result<Warming, MirrorError> {
         let images = self.images_below(repository, reference).await?;
         for image in &images {
-            let (digest, bytes) = (&image.digest, &image.manifest.bytes);
-            self.start_pull(repository, digest, bytes, PullTrigger::Warming)
+            self.begin_pull(repository, image, PullTrigger::Warming)
                 .await;
-            self.keep_wanting(repository, digest, bytes);
+            self.keep_wanting(repository, &image.digest, &image.manifest.bytes);
         }
         Ok(Warming {
             manifests: images.into_iter().map(|image| image.digest).collect(),

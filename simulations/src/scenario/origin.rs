@@ -30,6 +30,9 @@ pub struct Origins {
     /// blobs with an error.
     #[serde(default)]
     pub fail_first_closures: bool,
+    /// Whether all requests for the proofs fail.
+    #[serde(default)]
+    pub fail_closures: bool,
 }
 
 /// Downlink of each origin, in bytes per second: without effect, because no peer uploads.

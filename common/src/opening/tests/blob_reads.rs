@@ -125,8 +125,8 @@ fn expecting() -> BlobRead {
 #[test]
 fn expected_blob_is_read_from_the_store_when_it_is_proved() {
     let mut read = expecting();
-    read.handle_timeout(ms(19_999));
-    read.handle(ms(19_999), BlobReadInput::Proved { is_whole: true });
+    read.handle_timeout(ms(14_999));
+    read.handle(ms(14_999), BlobReadInput::Proved { is_whole: true });
     assert!(!read.is_expecting());
     assert_eq!(read.poll_output(), None);
     read.handle(ms(20_000), BlobReadInput::NextByte);
@@ -144,10 +144,10 @@ fn expected_blob_that_is_not_proved_is_passed_through() {
     assert_eq!(output, pass_through(FallbackReason::NotStored));
 
     let mut read = expecting();
-    assert_eq!(read.poll_timeout(), Some(ms(20_000)));
-    read.handle_timeout(ms(20_000));
+    assert_eq!(read.poll_timeout(), Some(ms(15_000)));
+    read.handle_timeout(ms(15_000));
     let output = read.poll_output();
     assert_eq!(output, pass_through(FallbackReason::NotProved));
-    read.handle(ms(20_001), BlobReadInput::Proved { is_whole: true });
+    read.handle(ms(15_001), BlobReadInput::Proved { is_whole: true });
     assert_eq!(read.poll_timeout(), None);
 }

@@ -242,3 +242,27 @@ fn late_and_unexpected_answers_are_ignored() {
     mirror.closure(ms(30), proved(&[2]));
     assert_eq!(mirror.wanted.len(), 1);
 }
+
+#[test]
+fn neighbours_are_asked_even_if_the_first_failure_comes_late() {
+    let mut mirror = TestMirror::new(image());
+    mirror.closure(ms(20_000), ClosureResult::Unavailable);
+    assert_eq!(mirror.count("neighbours"), 1);
+    assert!(!mirror.opening.is_finished());
+    mirror.neighbours(ms(20_500), Some(vec![proof(1)]));
+    assert!(mirror.opening.is_finished());
+    assert_eq!(mirror.count("origins"), 1);
+    assert_eq!(mirror.get(1), Answer::FromStore);
+    assert_eq!(mirror.get(2), NOT_STORED);
+}
+
+#[test]
+fn blob_that_the_store_cannot_take_is_not_waited_for() {
+    let config = OpeningConfig::default();
+    let mut opening = Opening::new(Time::ZERO, &config, vec![blob(1)], 1);
+    opening.handle(ms(20), OpeningInput::Closure(ClosureResult::Unavailable));
+    opening.handle(ms(60), OpeningInput::Neighbours(Some(vec![proof(1)])));
+    let digest = digest(1);
+    opening.handle(ms(61), OpeningInput::NotStorable { digest });
+    assert!(opening.is_finished());
+}

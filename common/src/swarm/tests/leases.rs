@@ -69,7 +69,7 @@ fn lease_without_progress_is_reported_as_waiting() {
 }
 
 #[test]
-fn lease_without_a_term_does_not_keep_the_machine_busy() {
+fn deadline_in_the_past_is_handled_once_per_call() {
     let mut machine = wanting(8);
     let lease = Input::LeaseGranted {
         blob: BLOB,

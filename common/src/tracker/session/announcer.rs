@@ -3,7 +3,7 @@
 //! ```text
 //!  Unused ──start──▶ Due, with everything forgotten; and back from any phase: stop
 //!  Due{at} ──────▶ AwaitsSnapshot ──▶ InFlight ──accepted, resync──▶ Due
-//!   ▲ state changed: at most 5 ms away     └──failed──▶ BackingOff ──▶ AwaitsSnapshot
+//!   ▲ state changed: at most 5 ms away     └──failed, resync again──▶ BackingOff ──▶ AwaitsSnapshot
 //! ```
 //!
 //! The first announce to a tracker is full, and so is the first one after a resync or a failure;
@@ -53,7 +53,7 @@ pub(super) struct Announcer {
     /// The peer's state changed after the last snapshot was requested.
     has_changed: bool,
     accepted: u64,
-    /// Whether the last announce was answered with a resync.
+    /// Whether an announce was answered with a resync, and none was accepted since.
     is_resynced: bool,
 }
 

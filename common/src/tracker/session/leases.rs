@@ -332,7 +332,7 @@ fn report(digest: Digest, answer: Option<LeaseAnswer>, outputs: &mut VecDeque<Se
                 term: limits::term(term_ms),
             });
         }
-        Some(LeaseAnswer::Wait { retry_ms }) => Duration::from_millis(u64::from(retry_ms)),
+        Some(LeaseAnswer::Wait { retry_ms }) => limits::wait(retry_ms),
         Some(LeaseAnswer::Dial { peer }) => {
             let peers = vec![peer];
             outputs.push_back(SessionOutput::Handouts(vec![Handout { digest, peers }]));

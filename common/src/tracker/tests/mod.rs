@@ -515,6 +515,18 @@ fn chunks_of_reported_leases_are_bounded_for_each_peer_and_for_all() {
         matches!(outcome, Some(LeaseOutcome::Wait { .. })),
         "{outcome:?}"
     );
+    // Three of the peer's four swarms end, so there is room for three others.
+    tracker.announce_with(PeerSlot(0), 0, |announce| {
+        announce.changes = (3..8)
+            .map(|blob| RoleChange {
+                blob: BlobSlot(blob),
+                state: SwarmRole::Wanted(Progress::NONE),
+            })
+            .collect();
+    });
+    assert_eq!(leases(&tracker), 3);
+    announce_leases(&mut tracker, 0, 1_000);
+    assert_eq!(leases(&tracker), 6);
 }
 
 #[test]
