@@ -40,6 +40,12 @@ impl Geometry {
         Self { size, chunk_log2 }
     }
 
+    /// A blob with chunks of another size than [`Self::for_size`] chooses, to compare sizes in
+    /// simulations. Peers reject such a geometry.
+    pub const fn with_chunk_log2(size: u64, chunk_log2: u8) -> Self {
+        Self { size, chunk_log2 }
+    }
+
     /// A blob that is exchanged only as a whole, because no part of it can be verified alone
     /// (`Proof::DigestOnly`): one chunk of any size.
     pub const fn whole(size: u64) -> Self {

@@ -119,6 +119,9 @@ impl SimulatedTracker {
         if let Some(handout) = settings.handout {
             config.handout = handout;
         }
+        if let Some(near) = settings.near_of_16 {
+            config.near_of_16 = near;
+        }
         if let Some(interval_s) = settings.min_interval_s {
             config.min_interval = seconds(interval_s);
         }

@@ -203,6 +203,7 @@ impl Config {
                 parked_limit: self.lease.parked as usize,
                 ..machine::LeaseSettings::default()
             },
+            ..machine::TrackerConfig::default()
         }
     }
 }

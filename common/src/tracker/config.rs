@@ -22,6 +22,8 @@ pub struct TrackerConfig {
     pub swarms_per_peer_limit: usize,
     /// Neighbours in a handout.
     pub handout: usize,
+    /// Of each 16 neighbours in a handout, so many are of the peer's own zone, if it has as many.
+    pub near_of_16: usize,
     /// After a start, how long no lease is granted on blobs that peers already have parts of. In
     /// this time peers report the chunks that they hold to a restarted tracker.
     pub settle: Duration,
@@ -39,6 +41,7 @@ impl Default for TrackerConfig {
             peers_limit: 1_000_000,
             swarms_per_peer_limit: 10_000,
             handout: 16,
+            near_of_16: 12,
             settle: Duration::from_secs(2),
             lease: LeaseSettings::default(),
         }

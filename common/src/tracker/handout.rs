@@ -1,11 +1,11 @@
 //! The handout: the peers that a peer should dial for a digest.
 //!
-//! Three quarters are of the peer's own zone, the next ones of its region, and about one in sixteen
-//! of other regions: this keeps the graph connected across zones, and the swarm survives an outage
-//! of one region's origin. In each class, peers that the asking peer is connected to come first,
-//! but a quarter is left to other peers, because otherwise neighbours would form cliques. Seeders
-//! fill at most half of a class that has enough leechers, and a single seeder is not handed to
-//! every peer. No function walks a whole swarm: the work is proportional to the size of the
+//! By default three quarters are of the peer's own zone, the next ones of its region, and about one
+//! in sixteen of other regions: this keeps the graph connected across zones, and the swarm survives
+//! an outage of one region's origin. In each class, peers that the asking peer is connected to come
+//! first, but a quarter is left to other peers, because otherwise neighbours would form cliques.
+//! Seeders fill at most half of a class that has enough leechers, and a single seeder is not handed
+//! to every peer. No function walks a whole swarm: the work is proportional to the size of the
 //! handout.
 
 use rand::{Rng, RngExt};
@@ -36,13 +36,14 @@ pub(super) struct Asker<'a> {
     pub(super) unreachable: &'a [PeerSlot],
 }
 
-/// Chooses up to `count` members of the swarm for the asker.
+/// Chooses up to `count` members of the swarm for the asker; of each 16 of them `near_of_16` are of
+/// its own zone, if the zone has as many.
 pub(super) fn choose(
     roster: &mut Roster,
     rng: &mut impl Rng,
     asker: &Asker<'_>,
     blob: BlobSlot,
-    count: usize,
+    (count, near_of_16): (usize, usize),
 ) -> Vec<PeerSlot> {
     let Some(swarm) = roster.swarm(blob) else {
         return Vec::new();
@@ -54,7 +55,7 @@ pub(super) fn choose(
         asker,
         chosen: Vec::with_capacity(count),
     };
-    let near = count.div_ceil(4) * 3;
+    let near = (count * near_of_16).div_ceil(16);
     let far = count.div_ceil(16);
     for (class, quota) in [
         (Class::Zone, near.min(count)),

@@ -362,7 +362,7 @@ impl TrackerMachine {
                 &mut self.rng,
                 &asker,
                 change.blob,
-                self.config.handout,
+                (self.config.handout, self.config.near_of_16),
             );
             handouts.push((change.blob, peers));
         }

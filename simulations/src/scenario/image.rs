@@ -19,6 +19,9 @@ pub struct ImageSpec {
     /// Whether the layers have no seal. Then each one is exchanged as a whole.
     #[serde(default)]
     pub digest_only: bool,
+    /// Size of all chunks, for comparisons: a power of two from 256 KiB to 64 MiB.
+    #[serde(default)]
+    pub chunk: Option<ByteSize>,
 }
 
 impl ImageSpec {
@@ -35,14 +38,21 @@ impl ImageSpec {
 
     /// The chunks of a layer of this size.
     pub(crate) fn geometry(&self, size: ByteSize) -> Geometry {
-        if self.digest_only {
-            Geometry::whole(size.0)
-        } else {
-            Geometry::for_size(size.0)
+        match self.chunk {
+            _ if self.digest_only => Geometry::whole(size.0),
+            Some(chunk) => Geometry::with_chunk_log2(size.0, chunk.0.ilog2() as u8),
+            None => Geometry::for_size(size.0),
         }
     }
 
     pub(super) fn check(&self) -> Result<(), ScenarioError> {
+        let is_chunk =
+            |size: ByteSize| size.0.is_power_of_two() && (1 << 18..=1 << 26).contains(&size.0);
+        require(
+            self.chunk.is_none_or(is_chunk),
+            "image.chunk",
+            "write a power of two from \"256KiB\" to \"64MiB\"",
+        )?;
         require_layers(&self.layers, "image.layers")
     }
 }

@@ -29,6 +29,9 @@ pub struct Tracker {
     pub open_leases: Option<usize>,
     /// Neighbours in a handout; the tracker's own default if not set.
     pub handout: Option<usize>,
+    /// Of each 16 neighbours in a handout, so many are of the peer's own zone; the tracker's own
+    /// default if not set.
+    pub near_of_16: Option<usize>,
     /// Shortest time between two announces of a peer, in seconds; the tracker's own default if not
     /// set.
     pub min_interval_s: Option<f64>,
@@ -60,6 +63,11 @@ impl Tracker {
             self.handout != Some(0),
             "tracker.handout",
             "write a number of 1 or more",
+        )?;
+        require(
+            self.near_of_16.is_none_or(|near| near <= 16),
+            "tracker.near_of_16",
+            "write a number from 0 to 16",
         )?;
         require(
             self.min_interval_s
@@ -131,6 +139,7 @@ impl Default for Tracker {
             fallback_to_other_regions: false,
             open_leases: None,
             handout: None,
+            near_of_16: None,
             min_interval_s: None,
             known_peers: 16,
             announce_us: 27.0,
