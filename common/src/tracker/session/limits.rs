@@ -9,8 +9,8 @@ use crate::wire::tracker::Handout;
 const INTERVAL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(300));
 /// Shortest and longest term of a lease.
 const TERM: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
-/// Shortest and longest time until a lease may be asked for again. The peer's machine has a shortest
-/// pause of its own.
+/// Shortest and longest time until a lease may be asked for again. The peer's machine has a
+/// shortest pause of its own.
 const WAIT: (Duration, Duration) = (Duration::ZERO, Duration::from_secs(60));
 /// Peers of one blob in one answer. A peer has fewer neighbours for a blob.
 const MAX_PEERS: usize = 64;
