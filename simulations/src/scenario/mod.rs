@@ -257,5 +257,11 @@ mod tests {
         assert!(error("\"64MiB\", 1000", "").contains("`image.layers`"));
         assert!(error("count = 16", "count = 16\nslow_share = 2").contains("`peers.slow_share`"));
         assert!(error("count = 16", "count = 16\nzones = 0").contains("zones"));
+        let odd_chunk = error("[peers]", "chunk = \"3MiB\"\n[peers]");
+        assert!(odd_chunk.contains("`image.chunk`: write a power of two"));
+        let all_near = error("[peers]", "[tracker]\nnear_of_16 = 17\n[peers]");
+        assert!(all_near.contains("`tracker.near_of_16`"));
+        let lazy = error("[peers]", "[pulls]\nlazy_share = 2\n[peers]");
+        assert!(lazy.contains("`pulls.lazy_share`"));
     }
 }
