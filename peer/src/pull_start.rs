@@ -188,7 +188,8 @@ impl PullStarter {
     }
 
     /// Waits for `work` up to the machine's next deadline, which is handled. `None` after the
-    /// deadline. What is held back goes on if it is late.
+    /// deadline. If the proofs are late, the manifest's response or the warming of the next image is
+    /// not held back any longer.
     async fn until_due<T>(
         &self,
         opening: &mut Opening,

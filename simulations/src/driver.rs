@@ -303,7 +303,7 @@ impl World<'_> {
             // They have no body.
             FetchPurpose::Manifest { .. } | FetchPurpose::Proofs { .. } => return,
         };
-        let lies = |peer: u32| self.peers[peer as usize].fault == Some(Fault::Lies);
+        let lies = |peer: u32| self.peers[peer as usize].lies();
         let is_corrupt = matches!(source, FetchSource::Peer { peer, .. } if lies(peer));
         if is_corrupt {
             self.feed(

@@ -87,6 +87,11 @@ pub(crate) struct Backlog {
 }
 
 impl SimulatedPeer {
+    /// Whether it sends corrupt bytes.
+    pub(crate) fn lies(&self) -> bool {
+        self.fault == Some(Fault::Lies)
+    }
+
     /// Whether the proof of a blob is being asked for.
     pub(crate) fn expects(&self, images: &Images, blob: BlobId) -> bool {
         let mut openings = self.pulls.iter().filter(|pull| pull.opening.is_some());

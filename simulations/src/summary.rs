@@ -8,7 +8,6 @@ use crate::oracle::BarFigures;
 use crate::outcome::{Details, Outcome};
 use crate::peer::SimulatedPeer;
 use crate::pulls::Pull;
-use crate::scenario::Fault;
 use crate::world::World;
 
 /// Lower bounds of the time of a pull, in seconds.
@@ -112,7 +111,7 @@ impl World<'_> {
     /// The peers whose times count: not those that lie, because sound peers stop serving them.
     fn judged(&self) -> impl Iterator<Item = &SimulatedPeer> {
         let peers = self.peers.iter();
-        peers.filter(|simulated| simulated.fault != Some(Fault::Lies))
+        peers.filter(|simulated| !simulated.lies())
     }
 
     /// Seconds from the start of each pull to a point of it, ascending.

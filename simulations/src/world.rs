@@ -26,7 +26,7 @@ use crate::queue::Queue;
 use crate::record::{Recorder, RunOptions};
 use crate::region_links::{RegionLinks, WideConnections};
 use crate::rng::mix;
-use crate::scenario::{Fault, Scenario, seconds};
+use crate::scenario::{Scenario, seconds};
 use crate::slab::Slab;
 use crate::storage_site::SimulatedStorage;
 use crate::tracker::{SimulatedTracker, TrackerAnswer, TrackerMessage, simulated_trackers};
@@ -272,8 +272,7 @@ impl<'a> World<'a> {
     pub(crate) fn note_delivery(&mut self, peer: u32) {
         let simulated = &mut self.peers[peer as usize];
         simulated.reads.last_received_at = self.now;
-        let counts = simulated.fault != Some(Fault::Lies);
-        if simulated.is_alive && simulated.frozen.is_none() && counts {
+        if simulated.is_alive && simulated.frozen.is_none() && !simulated.lies() {
             let stall = self.now.saturating_since(simulated.delivered_at);
             simulated.delivered_at = self.now;
             self.longest_stall = self.longest_stall.max(stall);

@@ -23,14 +23,14 @@ use crate::time::Time;
 /// How often a waiting reader checks the fallback timeouts.
 const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// What is known of a blob when it is requested.
+/// Whether the store knows a blob when it is requested, or will know it soon.
 #[derive(Clone, Copy, Debug)]
 pub enum KnownBlob<'a> {
     /// The store has its proof, and some or all of its chunks.
     Stored(&'a Geometry),
     /// An image that names it is being opened, and its proof has not arrived.
     Expected,
-    /// None of this.
+    /// The store does not know it, and no image that names it is being opened.
     Unknown,
 }
 

@@ -9,6 +9,8 @@ pub(super) struct SlotCount {
     busy: u32,
     late: u32,
     changes_at: Time,
+    /// The number of slots at the time of the count.
+    slots: u32,
 }
 
 impl Default for SlotCount {
@@ -18,22 +20,26 @@ impl Default for SlotCount {
             busy: 0,
             late: 0,
             changes_at: Time::ZERO,
+            slots: 0,
         }
     }
 }
 
 impl SlotCount {
-    /// No transfers.
-    pub(super) const EMPTY: Self = Self {
-        busy: 0,
-        late: 0,
-        changes_at: Time::MAX,
-    };
+    /// No transfers, with so many slots.
+    pub(super) fn empty(slots: u32) -> Self {
+        Self {
+            busy: 0,
+            late: 0,
+            changes_at: Time::MAX,
+            slots,
+        }
+    }
 
-    /// Whether the count holds at `now`, which is not before it was made, if no transfer has
-    /// changed since.
-    pub(super) fn is_valid(&self, now: Time) -> bool {
-        now < self.changes_at
+    /// Whether the count holds at `now`, which is not before it was made, and for so many slots, if
+    /// no transfer has changed since.
+    pub(super) fn is_valid(&self, now: Time, slots: u32) -> bool {
+        now < self.changes_at && self.slots == slots
     }
 
     /// Counts a transfer that takes a slot until `free_at`.
@@ -82,16 +88,17 @@ mod tests {
     #[test]
     fn count_holds_until_the_first_change() {
         let ms = |millis: u64| Time::from_nanos(millis * 1_000_000);
-        let mut count = SlotCount::EMPTY;
-        assert!(count.is_valid(ms(1000)));
+        let mut count = SlotCount::empty(3);
+        assert!(count.is_valid(ms(1000), 3));
         count.add(ms(10), ms(10));
         count.add(ms(10), ms(30));
         count.add(ms(10), Time::MAX);
         count.add_unanswered(ms(10), ms(20));
         count.add_unanswered(ms(10), ms(5));
         assert_eq!((count.busy(), count.late()), (3, 1));
-        assert!(count.is_valid(ms(19)));
-        assert!(!count.is_valid(ms(20)));
-        assert!(!SlotCount::default().is_valid(Time::ZERO));
+        assert!(count.is_valid(ms(19), 3));
+        assert!(!count.is_valid(ms(19), 4));
+        assert!(!count.is_valid(ms(20), 3));
+        assert!(!SlotCount::default().is_valid(Time::ZERO, 0));
     }
 }

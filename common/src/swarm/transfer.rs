@@ -70,8 +70,6 @@ pub(super) struct Transfers {
     next_id: u64,
     /// The slots that they take; not valid once one of them has changed.
     count: SlotCount,
-    /// The number of slots at the time of the count.
-    counted_slots: u32,
     /// Bytes that all transfers have received so far, ended ones too.
     total: u64,
 }
@@ -157,14 +155,13 @@ impl Transfers {
     /// Counts the slots that are taken, and keeps the number for as long as it holds.
     pub(super) fn recount(&mut self, now: Time, slots: u32) {
         self.count = self.count(now, slots);
-        self.counted_slots = slots;
     }
 
     fn count(&self, now: Time, slots: u32) -> SlotCount {
-        if self.count.is_valid(now) && self.counted_slots == slots {
+        if self.count.is_valid(now, slots) {
             return self.count;
         }
-        let mut count = SlotCount::EMPTY;
+        let mut count = SlotCount::empty(slots);
         for transfer in &self.running {
             if transfer.is_slow(self.total, slots) {
                 continue;

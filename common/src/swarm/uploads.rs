@@ -34,8 +34,6 @@ pub(super) struct Uploads {
     running: Vec<RunningUpload>,
     /// The slots that they take; not valid once one of them has changed.
     count: SlotCount,
-    /// The number of slots at the time of the count.
-    counted_slots: u32,
     /// Bytes that all uploads have sent so far, ended ones too.
     total: u64,
     /// Neighbours whose last request was refused and that were told nothing since, newest last.
@@ -170,9 +168,8 @@ impl Uploads {
 
     /// Uploads that take a slot: those that are neither nearly done nor slow.
     fn busy(&mut self, now: Time, slots: u32) -> usize {
-        if !self.count.is_valid(now) || self.counted_slots != slots {
-            self.count = SlotCount::EMPTY;
-            self.counted_slots = slots;
+        if !self.count.is_valid(now, slots) {
+            self.count = SlotCount::empty(slots);
             for upload in &self.running {
                 if !upload.progress.is_slow(self.total, slots, SLOW_FACTOR) {
                     self.count.add(now, upload.progress.free_at());

@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use super::support::{BLOB, PEER, connect, connect_far, fetches, ms, outputs, wanting};
+use super::support::{PEER, connect, connect_far, fetches, grant_lease, ms, outputs, wanting};
 use crate::swarm::{HeldChunks, Input, Output, PeerMachine, PeerSlot, TransferId};
 
 #[test]
@@ -99,12 +99,7 @@ fn slow_transfer_frees_its_slot() {
 #[test]
 fn slow_transfer_under_a_lease_frees_its_slot_sooner() {
     let mut machine = wanting(64);
-    let lease = Input::LeaseGranted {
-        blob: BLOB,
-        chunk: 0,
-        term: Duration::from_secs(1),
-    };
-    machine.handle(ms(0), lease);
+    grant_lease(&mut machine, 0, Duration::from_secs(1));
     let slow = fetches(&mut machine)[0];
     for peer in (0..16).map(PeerSlot) {
         connect(&mut machine, ms(0), peer, HeldChunks::Complete);

@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use super::support::{BLOB, PEER, connect, ms, outputs, wanting};
+use super::support::{PEER, connect, grant_lease, ms, outputs, wanting};
 use crate::swarm::{HaveBatch, HeldChunks, Input, Output, PeerMachine};
 
 #[test]
@@ -38,12 +38,7 @@ fn requested(machine: &mut PeerMachine) -> Vec<u32> {
 #[test]
 fn lease_without_progress_is_reported_as_waiting() {
     let mut machine = wanting(8);
-    let lease = Input::LeaseGranted {
-        blob: BLOB,
-        chunk: 0,
-        term: Duration::from_secs(1),
-    };
-    machine.handle(ms(0), lease);
+    grant_lease(&mut machine, 0, Duration::from_secs(1));
     let started = outputs(&mut machine);
     let fetch = |output: &Output| match output {
         Output::Fetch { transfer, .. } => Some(*transfer),
@@ -71,12 +66,7 @@ fn lease_without_progress_is_reported_as_waiting() {
 #[test]
 fn deadline_in_the_past_is_handled_once_per_call() {
     let mut machine = wanting(8);
-    let lease = Input::LeaseGranted {
-        blob: BLOB,
-        chunk: 0,
-        term: Duration::ZERO,
-    };
-    machine.handle(ms(0), lease);
+    grant_lease(&mut machine, 0, Duration::ZERO);
     outputs(&mut machine);
     machine.handle_timeout(ms(1));
     assert!(outputs(&mut machine).len() <= 2, "a report, and no loop");

@@ -68,6 +68,12 @@ pub(super) fn connect(machine: &mut PeerMachine, now: Time, peer: PeerSlot, have
     connect_far(machine, now, peer, have, Duration::ZERO);
 }
 
+/// The tracker grants a lease on a chunk at the start.
+pub(super) fn grant_lease(machine: &mut PeerMachine, chunk: u32, term: Duration) {
+    let blob = BLOB;
+    machine.handle(ms(0), Input::LeaseGranted { blob, chunk, term });
+}
+
 /// All outputs of the machine so far.
 pub(super) fn outputs(machine: &mut PeerMachine) -> Vec<Output> {
     core::iter::from_fn(|| machine.poll_output()).collect()

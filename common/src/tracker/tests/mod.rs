@@ -200,6 +200,12 @@ impl Harness {
     }
 }
 
+/// A peer wants a blob, and has none of it.
+fn wanted(blob: BlobSlot) -> RoleChange {
+    let state = SwarmRole::Wanted(Progress::NONE);
+    RoleChange { blob, state }
+}
+
 fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
@@ -283,10 +289,7 @@ fn connected_peers_come_first_in_three_quarters_of_a_handout() {
     tracker.join_all(0..200);
     let connected: Vec<PeerSlot> = (50..80).map(PeerSlot).collect();
     let answer = tracker.announce_with(PeerSlot(200), 0, |announce| {
-        announce.changes.push(RoleChange {
-            blob: BLOB,
-            state: SwarmRole::Wanted(Progress::NONE),
-        });
+        announce.changes.push(wanted(BLOB));
         announce.connected = connected.clone();
         announce.unreachable = vec![PeerSlot(50)];
     });
@@ -405,10 +408,7 @@ fn full_announce_replaces_the_peers_swarms_and_zone() {
     tracker.join_all(0..2);
     let other = BlobSlot(1);
     tracker.announce_with(PeerSlot(0), 3, |announce| {
-        announce.changes.push(RoleChange {
-            blob: other,
-            state: SwarmRole::Wanted(Progress::NONE),
-        });
+        announce.changes.push(wanted(other));
         announce.changes.push(RoleChange {
             blob: other,
             state: SwarmRole::Held(Progress::COMPLETE),
@@ -475,10 +475,7 @@ fn peers_and_swarms_over_the_limit_are_rejected() {
 fn announce_leases(tracker: &mut Harness, peer: u32, chunks: u32) {
     tracker.announce_with(PeerSlot(peer), 0, |announce| {
         announce.changes = (0..10)
-            .map(|blob| RoleChange {
-                blob: BlobSlot(10 * peer + blob),
-                state: SwarmRole::Wanted(Progress::NONE),
-            })
+            .map(|blob| wanted(BlobSlot(10 * peer + blob)))
             .collect();
         announce.leases = (0..10)
             .map(|blob| ReportedLease {
@@ -517,12 +514,7 @@ fn chunks_of_reported_leases_are_bounded_for_each_peer_and_for_all() {
     );
     // Three of the peer's four swarms end, so there is room for three others.
     tracker.announce_with(PeerSlot(0), 0, |announce| {
-        announce.changes = (3..8)
-            .map(|blob| RoleChange {
-                blob: BlobSlot(blob),
-                state: SwarmRole::Wanted(Progress::NONE),
-            })
-            .collect();
+        announce.changes = (3..8).map(BlobSlot).map(wanted).collect();
     });
     assert_eq!(leases(&tracker), 3);
     announce_leases(&mut tracker, 0, 1_000);

@@ -16,7 +16,7 @@ use flotilla_common::name::PeerId;
 use flotilla_common::seal::{SealKey, TrustedKeys};
 use flotilla_common::swarm::SwarmConfig;
 use flotilla_common::tracker::TrackerUrl;
-use flotilla_peer::{Config, OriginUrl, Peer};
+use flotilla_peer::{Config, FallbackTimeouts, OriginUrl, Peer};
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::identity::{CertificateAuthority, Identity, client_without_trust};
 use flotilla_runtime::shutdown::Shutdown;
@@ -133,6 +133,18 @@ impl Fleet {
 
     pub(crate) async fn peer(&self, name: &str) -> Peer {
         self.start(self.config(name)).await
+    }
+
+    pub(crate) async fn peer_with_timeouts(
+        &self,
+        name: &str,
+        fallback_timeouts: FallbackTimeouts,
+    ) -> Peer {
+        self.start(Config {
+            fallback_timeouts,
+            ..self.config(name)
+        })
+        .await
     }
 
     pub(crate) async fn start(&self, config: Config) -> Peer {

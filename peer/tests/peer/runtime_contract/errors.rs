@@ -141,12 +141,7 @@ async fn hanging_origin_does_not_hang_the_mirror() {
         maximum: second,
         ..FallbackTimeouts::default()
     };
-    let peer = fleet
-        .start(Config {
-            fallback_timeouts,
-            ..fleet.config("vm-1")
-        })
-        .await;
+    let peer = fleet.peer_with_timeouts("vm-1", fallback_timeouts).await;
     // Blobs hang from the start: the peer begins to fetch them as soon as it has the manifest.
     fleet.origin.is_hanging.store(true, Ordering::Relaxed);
     assert_eq!(get(&peer, "/v2/app/manifests/v1", None).await.status, 200);
@@ -170,12 +165,7 @@ async fn head_is_sent_in_time_and_the_body_follows() {
         head: Duration::from_millis(300),
         ..FallbackTimeouts::default()
     };
-    let peer = fleet
-        .start(Config {
-            fallback_timeouts,
-            ..fleet.config("vm-1")
-        })
-        .await;
+    let peer = fleet.peer_with_timeouts("vm-1", fallback_timeouts).await;
     fleet.origin.is_hanging.store(true, Ordering::Relaxed);
     assert_eq!(get(&peer, "/v2/app/manifests/v1", None).await.status, 200);
     let response = get(&peer, &path_of(&image[2]), None).await;
@@ -199,12 +189,7 @@ async fn unavailable_range_of_started_blob_is_206_with_cut_body() {
         no_source: Duration::from_millis(100),
         ..FallbackTimeouts::default()
     };
-    let storing = fleet
-        .start(Config {
-            fallback_timeouts,
-            ..fleet.config("vm-1")
-        })
-        .await;
+    let storing = fleet.peer_with_timeouts("vm-1", fallback_timeouts).await;
     let passing = fleet
         .start(Config {
             quota: ByteSize(0),

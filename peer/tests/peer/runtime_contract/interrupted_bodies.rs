@@ -61,12 +61,7 @@ async fn stalled_blob_ends_early_and_is_404_afterwards() {
         no_source: Duration::from_millis(100),
         ..FallbackTimeouts::default()
     };
-    let peer = fleet
-        .start(Config {
-            fallback_timeouts,
-            ..fleet.config("vm-1")
-        })
-        .await;
+    let peer = fleet.peer_with_timeouts("vm-1", fallback_timeouts).await;
     fleet
         .origin
         .unavailable_from
