@@ -38,7 +38,11 @@ pub(crate) fn router(service: Arc<Service>, readiness: Readiness) -> Router {
     let lease = post(lease).layer(DefaultBodyLimit::max(limits.lease_bytes as usize));
     let state = Arc::clone(&service);
     let read = move || state.figures();
-    let registry = metrics::registry(service.metrics(), service.identity().cloned(), read);
+    let registry = metrics::registry(
+        Arc::clone(service.metrics()),
+        service.identity().cloned(),
+        read,
+    );
     Router::new()
         .route(ANNOUNCE_PATH, announce)
         .route(LEASE_PATH, lease)

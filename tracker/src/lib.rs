@@ -107,6 +107,8 @@ impl Tracker {
         let router = http::router(Arc::clone(&service), readiness.clone());
         let server = serve_with(listener, router, https, shutdown, limits)
             .map_err(|source| StartError::Listen { addr, source })?;
+        // The listener is new, so its counter is not set yet.
+        let _ = service.metrics().connections.set(server.connections());
         readiness.set_ready();
         tracing::info!(address = %server.address(), "tracker started");
         Ok(Self { server, service })

@@ -1,5 +1,8 @@
 //! Metrics for Prometheus. Most are read from the state when they are scraped.
 
+use std::sync::{Arc, OnceLock};
+
+use flotilla_runtime::http::Connections;
 use flotilla_runtime::identity::Identity;
 use flotilla_runtime::metrics::{self, RequestMetrics, seconds_histogram};
 use prometheus_client::metrics::histogram::Histogram;
@@ -13,6 +16,8 @@ pub(crate) struct Metrics {
     pub(crate) requests: RequestMetrics,
     /// Time from an announce's last byte to its answer.
     pub(crate) handout_seconds: Histogram,
+    /// Of the listener, once it exists.
+    pub(crate) connections: OnceLock<Connections>,
 }
 
 impl Default for Metrics {
@@ -22,13 +27,14 @@ impl Default for Metrics {
         Self {
             requests,
             handout_seconds: seconds_histogram(),
+            connections: OnceLock::new(),
         }
     }
 }
 
 /// All metrics of a tracker; `read` reads the state.
 pub(crate) fn registry(
-    metrics: &Metrics,
+    metrics: Arc<Metrics>,
     identity: Option<Identity>,
     read: impl Fn() -> TrackerFigures + Send + Sync + 'static,
 ) -> Registry {
@@ -44,6 +50,12 @@ pub(crate) fn registry(
             requests_parked,
             counts,
         } = read();
+        if let Some(connections) = metrics.connections.get() {
+            let help = "Open connections, those of operators included";
+            figures.gauge("connections", help, connections.open())?;
+            let help = "Connections accepted";
+            figures.counter("connections_accepted", help, connections.accepted())?;
+        }
         figures.gauge(
             "peers",
             "Peers that announce to this tracker",

@@ -33,7 +33,7 @@ pub(crate) struct Service {
     /// The machine's next deadline is earlier than the one that the timer task sleeps for.
     deadline_moved: Notify,
     shutdown: Shutdown,
-    metrics: Metrics,
+    metrics: Arc<Metrics>,
 }
 
 impl Service {
@@ -52,7 +52,7 @@ impl Service {
             clock,
             deadline_moved: Notify::new(),
             shutdown,
-            metrics: Metrics::default(),
+            metrics: Arc::default(),
         }
     }
 
@@ -68,7 +68,7 @@ impl Service {
         self.clock
     }
 
-    pub(crate) fn metrics(&self) -> &Metrics {
+    pub(crate) fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
 

@@ -39,6 +39,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ::http::{Request, Response, Version};
@@ -127,6 +128,7 @@ pub struct Connections {
     permits: Arc<Semaphore>,
     reserve: Arc<Semaphore>,
     bound: usize,
+    accepted: Arc<AtomicU64>,
 }
 
 impl Connections {
@@ -134,6 +136,11 @@ impl Connections {
     pub fn open(&self) -> u64 {
         let free = self.permits.available_permits() + self.reserve.available_permits();
         self.bound.saturating_sub(free) as u64
+    }
+
+    /// Connections accepted since the start.
+    pub fn accepted(&self) -> u64 {
+        self.accepted.load(Ordering::Relaxed)
     }
 }
 
@@ -213,6 +220,7 @@ pub fn serve_with(
         permits: Arc::new(Semaphore::new(limits.connections)),
         reserve: Arc::new(Semaphore::new(limits.reserve)),
         bound: limits.connections + limits.reserve,
+        accepted: Arc::default(),
     };
     let service = Arc::new(HttpService {
         http,
@@ -309,7 +317,10 @@ impl HttpService {
             let permit = self.acquire_permit().await?;
             loop {
                 match listener.accept().await {
-                    Ok((stream, client)) => return Some((stream, client, self.upgrade(permit))),
+                    Ok((stream, client)) => {
+                        self.connections.accepted.fetch_add(1, Ordering::Relaxed);
+                        return Some((stream, client, self.upgrade(permit)));
+                    }
                     Err(error) => {
                         // Neither a lack of file descriptors nor an early disconnect ends the
                         // service.
