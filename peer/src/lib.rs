@@ -44,9 +44,13 @@ use tokio::net::TcpListener;
 pub use config::{Config, OriginUrl, check_url, parse_tracker};
 pub use flotilla_common::opening::FallbackTimeouts;
 pub use mirror::{Warming, docker_daemon_json, hosts_toml, registries_conf};
+pub use origin::{BuildClientError, tracker_http_client};
 pub use start::StartError;
 pub use stats::{BlobProgress, Stats};
 pub use store::StoreError;
+pub use tracker_client::{
+    ExchangeKind, ExchangeObserver, PostError, TrackerContext, TrackerEvent, Trackers,
+};
 pub use transport::{
     ChunkInterceptor, CongestionControl, QuicSettings, TransportError, Unaltered,
     UnknownCongestionControl, quic_endpoint,
@@ -89,16 +93,18 @@ impl Peer {
             .await
             .map_err(StartError::listen(config.mirror))?;
         let (queues, events) = queues();
+        let telemetry = Arc::new(Telemetry::new(config.down));
         let handles = Handles {
             stores,
             network: join_network(
                 &config,
                 queues.transport_events,
                 queues.tracker,
+                &telemetry,
                 &shutdowns.tasks,
             )?,
             upstream: connect_upstream(&config, &shutdowns.tasks)?,
-            telemetry: Arc::new(Telemetry::new(config.down)),
+            telemetry,
         };
         reload_on_change(
             config.identity.clone(),

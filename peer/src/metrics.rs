@@ -36,6 +36,12 @@ pub(crate) fn registry(sources: MetricSources, requests: &RequestMetrics) -> Reg
     );
     let help = "Time from the first request of an image pull to the first byte of a blob";
     registry.register("first_byte_seconds", help, pulls.first_byte_seconds.clone());
+    let trackers = &sources.telemetry.trackers;
+    let help = "Time until a tracker answered an announce";
+    registry.register("announce_seconds", help, trackers.announce_seconds.clone());
+    let help = "Time until a tracker answered an update of a lease";
+    let seconds = trackers.lease_update_seconds.clone();
+    registry.register("lease_update_seconds", help, seconds);
     registry.register_collector(MetricWriter::collector(move |figures| {
         bytes(&sources, figures)?;
         pulls_and_faults(&sources.telemetry, figures)?;

@@ -1,6 +1,5 @@
 //! The parts of a peer, set up one by one for [`crate::Peer::start`].
 
-use core::time::Duration;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,7 +16,6 @@ use flotilla_runtime::rate::Limiter;
 use flotilla_runtime::recording::{self, RecordingError};
 use flotilla_runtime::shutdown::Shutdown;
 use rand::RngExt;
-use reqwest::Client;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
@@ -26,10 +24,14 @@ use crate::driver::{Commands, Driver, DriverContext, Events, QUEUE, peer_key};
 use crate::handles::{Handles, Network, Shutdowns, Stores, Upstream};
 use crate::metrics::{self, MetricSources};
 use crate::mirror::{self, Mirror, MirrorContext};
-use crate::origin::{ConnectionReuse, HttpClients, OriginClient, http_client};
+use crate::origin::{
+    BuildClientError, ConnectionReuse, HttpClients, OriginClient, origin_http_client,
+    tracker_http_client,
+};
 use crate::pull_start::PullStarter;
 use crate::store::{ManifestStore, Store, StoreError, run_blocking};
-use crate::tracker_client::{POLL_TIMEOUT, TrackerEvent, Trackers};
+use crate::telemetry::Telemetry;
+use crate::tracker_client::{TrackerContext, TrackerEvent, Trackers};
 use crate::transport::{QuicSettings, Transport, TransportEvent};
 
 /// Why a peer did not start.
@@ -62,6 +64,10 @@ impl StartError {
     /// Adds the address to the error of a bind.
     pub(crate) fn listen(address: SocketAddr) -> impl Fn(io::Error) -> Self {
         move |source| Self::Listen { address, source }
+    }
+
+    fn client(error: BuildClientError) -> Self {
+        Self::Transport(error.to_string())
     }
 }
 
@@ -118,6 +124,7 @@ pub(crate) fn join_network(
     config: &Config,
     transport_events: mpsc::Sender<TransportEvent>,
     tracker_events: mpsc::Sender<TrackerEvent>,
+    telemetry: &Telemetry,
     shutdown: &Shutdown,
 ) -> Result<Network, StartError> {
     let about = About {
@@ -146,12 +153,16 @@ pub(crate) fn join_network(
         region: config.region.clone(),
         zone: config.zone.clone(),
     };
+    let context = TrackerContext {
+        client: tracker_http_client(&config.identity, None).map_err(StartError::client)?,
+        clock: config.clock,
+        observer: telemetry.trackers.clone(),
+        recording: recording::create::<TrackerSession>(config.record.as_deref())?,
+    };
     let trackers = Trackers::start(
-        client(config, Some(POLL_TIMEOUT), ConnectionReuse::Pooled)?,
+        context,
         &config.trackers,
         me.clone(),
-        recording::create::<TrackerSession>(config.record.as_deref())?,
-        config.clock,
         tracker_events,
         shutdown,
     );
@@ -170,9 +181,10 @@ pub(crate) fn connect_upstream(
     config: &Config,
     shutdown: &Shutdown,
 ) -> Result<Upstream, StartError> {
+    let client = |reuse| origin_http_client(&config.identity, reuse).map_err(StartError::client);
     let http = HttpClients::new(
-        client(config, None, ConnectionReuse::Pooled)?,
-        client(config, None, ConnectionReuse::Never)?,
+        client(ConnectionReuse::Pooled)?,
+        client(ConnectionReuse::Never)?,
     );
     let origins = OriginClient::new(
         http,
@@ -262,16 +274,6 @@ pub(crate) fn serve_mirror(
         );
     }
     Ok(address)
-}
-
-/// An HTTP client with the peer's identity.
-fn client(
-    config: &Config,
-    read_timeout: Option<Duration>,
-    reuse: ConnectionReuse,
-) -> Result<Client, StartError> {
-    http_client(&config.identity, read_timeout, reuse)
-        .map_err(|error| StartError::Transport(error.to_string()))
 }
 
 /// The settings of the state machine, with those that follow from the peer's settings.

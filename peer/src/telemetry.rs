@@ -3,16 +3,19 @@
 
 use core::time::Duration;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use flotilla_common::swarm::StallTimes;
 use flotilla_common::time::Time;
 use flotilla_common::units::BitRate;
 use flotilla_runtime::identity::Identity;
+use flotilla_runtime::metrics::seconds_histogram;
+use prometheus_client::metrics::histogram::Histogram;
 
 use crate::pulls::Pulls;
 use crate::stats::{BlobProgress, Counters, Stats};
 use crate::store::Store;
+use crate::tracker_client::{ExchangeKind, ExchangeObserver, PostError};
 
 /// All measurements of a peer.
 #[derive(Debug)]
@@ -21,6 +24,7 @@ pub(crate) struct Telemetry {
     pub(crate) pulls: Pulls,
     pub(crate) waits: WaitTotals,
     pub(crate) last_received: LastReceived,
+    pub(crate) trackers: Arc<TrackerTimes>,
 }
 
 impl Telemetry {
@@ -31,6 +35,7 @@ impl Telemetry {
             pulls: Pulls::new(down),
             waits: WaitTotals::default(),
             last_received: LastReceived::default(),
+            trackers: Arc::default(),
         }
     }
 
@@ -80,4 +85,33 @@ impl LastReceived {
     pub(crate) fn elapsed(&self, now: Time) -> Duration {
         now.saturating_since(Time::from_nanos(self.0.load(Ordering::Relaxed)))
     }
+}
+
+/// How long trackers take to answer requests that they do not park.
+#[derive(Debug)]
+pub(crate) struct TrackerTimes {
+    pub(crate) announce_seconds: Histogram,
+    pub(crate) lease_update_seconds: Histogram,
+}
+
+impl Default for TrackerTimes {
+    fn default() -> Self {
+        Self {
+            announce_seconds: seconds_histogram(),
+            lease_update_seconds: seconds_histogram(),
+        }
+    }
+}
+
+impl ExchangeObserver for TrackerTimes {
+    fn answered(&self, kind: ExchangeKind, elapsed: Duration) {
+        match kind {
+            ExchangeKind::Announce => self.announce_seconds.observe(elapsed.as_secs_f64()),
+            ExchangeKind::LeaseUpdate => self.lease_update_seconds.observe(elapsed.as_secs_f64()),
+            ExchangeKind::LeaseRequest => {}
+        }
+    }
+
+    // The session decides what a failure means, and the status and `tracker_up` show it.
+    fn failed(&self, _kind: ExchangeKind, _error: &PostError) {}
 }

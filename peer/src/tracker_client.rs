@@ -12,6 +12,7 @@
 //!   ◀── Handouts, LeaseGranted
 //! ```
 
+use core::fmt;
 use core::time::Duration;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,7 +27,7 @@ use flotilla_common::tracker::{
     CancelReason, ExchangeId, LeaseUpdate, PeerSnapshot, SessionInput, SessionOutput,
     TrackerRequest, TrackerSession, TrackerUrl,
 };
-use flotilla_common::wire::tracker::{ANNOUNCE_PATH, Handout, LEASE_PATH, PeerInfo};
+use flotilla_common::wire::tracker::{ANNOUNCE_PATH, Handout, LEASE_PATH, LeaseAsk, PeerInfo};
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::shutdown::Shutdown;
 use reqwest::Client;
@@ -39,26 +40,67 @@ use crate::status::TrackerStatus;
 /// The longest time that a tracker takes to answer: a lease request may be parked.
 pub(crate) const POLL_TIMEOUT: Duration = TrackerSession::LONGEST_EXCHANGE;
 
+/// The kind of a request to a tracker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ExchangeKind {
+    /// An announce; answered at once.
+    Announce,
+    /// A request for a lease, which the tracker may park.
+    LeaseRequest,
+    /// The state of a lease, or a withdrawn request; answered at once.
+    LeaseUpdate,
+}
+
+impl ExchangeKind {
+    fn of(request: &TrackerRequest) -> Self {
+        match request {
+            TrackerRequest::Announce(_) => Self::Announce,
+            TrackerRequest::Lease(request) => match request.ask {
+                LeaseAsk::Take { .. } => Self::LeaseRequest,
+                _ => Self::LeaseUpdate,
+            },
+        }
+    }
+}
+
+/// Is told how every request to a tracker ended.
+pub trait ExchangeObserver: fmt::Debug + Send + Sync {
+    /// The tracker answered after `elapsed`.
+    fn answered(&self, kind: ExchangeKind, elapsed: Duration);
+    /// There was no usable answer.
+    fn failed(&self, kind: ExchangeKind, error: &PostError);
+}
+
 /// An event for the driver.
 #[derive(Debug)]
-pub(crate) enum TrackerEvent {
+pub enum TrackerEvent {
     /// An announce is due and needs the peer's state.
     Snapshot(oneshot::Sender<PeerSnapshot>),
     /// Neighbours that a tracker named.
     Handouts(Vec<Handout>),
     /// The lease that was requested last for this blob was granted.
     LeaseGranted {
+        /// The blob.
         digest: Digest,
+        /// The chunk to fetch from the origin.
         chunk: u32,
+        /// Time until the lease expires, unless it is renewed.
         term: Duration,
     },
     /// It was not granted; the next request may follow after `retry_after`.
     LeaseWait {
+        /// The blob.
         digest: Digest,
+        /// The time.
         retry_after: Duration,
     },
     /// A lease could not be renewed.
-    LeaseLost { digest: Digest, chunk: u32 },
+    LeaseLost {
+        /// The blob.
+        digest: Digest,
+        /// The chunk.
+        chunk: u32,
+    },
     /// A tracker answers again.
     Reachable,
     /// No tracker answers any more.
@@ -67,18 +109,34 @@ pub(crate) enum TrackerEvent {
 
 /// Why a request to a tracker failed.
 #[derive(Debug, thiserror::Error)]
-enum PostError {
+pub enum PostError {
+    /// The connection failed, or the tracker answered with an error status.
     #[error("{0}")]
     Http(#[from] reqwest::Error),
+    /// The request cannot be encoded, or the answer not decoded.
     #[error("{0}")]
     Codec(#[from] codec::CodecError),
+    /// The answer did not come in time.
     #[error("request timed out")]
     Timeout,
 }
 
 /// All configured trackers. Clones share one session.
 #[derive(Debug, Clone)]
-pub(crate) struct Trackers(Arc<SharedSession>);
+pub struct Trackers(Arc<SharedSession>);
+
+/// What a peer's trackers work with.
+#[derive(Debug)]
+pub struct TrackerContext {
+    /// The client for their requests.
+    pub client: Client,
+    /// The clock of the session.
+    pub clock: Clock,
+    /// Is told how requests end.
+    pub observer: Arc<dyn ExchangeObserver>,
+    /// The session's inputs and outputs are recorded to it, if there is one.
+    pub recording: Option<Box<dyn Sink>>,
+}
 
 #[derive(Debug)]
 struct SharedSession {
@@ -87,6 +145,7 @@ struct SharedSession {
     session: Mutex<Recorded<TrackerSession>>,
     /// The session may have outputs, or an earlier deadline.
     session_changed: Notify,
+    observer: Arc<dyn ExchangeObserver>,
     /// The error of the last failed announce, by tracker.
     errors: Mutex<Vec<Option<String>>>,
     events: mpsc::Sender<TrackerEvent>,
@@ -94,17 +153,20 @@ struct SharedSession {
 }
 
 impl Trackers {
-    /// Starts announcing `peer` to the trackers, until the shutdown. The session is recorded to
-    /// `recording` if there is one.
-    pub(crate) fn start(
-        client: Client,
+    /// Starts announcing `peer` to the trackers, until the shutdown.
+    pub fn start(
+        context: TrackerContext,
         trackers: &[TrackerUrl],
         peer: PeerInfo,
-        recording: Option<Box<dyn Sink>>,
-        clock: Clock,
         events: mpsc::Sender<TrackerEvent>,
         shutdown: &Shutdown,
     ) -> Self {
+        let TrackerContext {
+            client,
+            clock,
+            observer,
+            recording,
+        } = context;
         let tracker = |tracker: &TrackerUrl| TrackerUrl {
             region: tracker.region.clone(),
             url: base_url(&tracker.url).to_owned(),
@@ -118,6 +180,7 @@ impl Trackers {
             errors: Mutex::new(errors),
             session: Mutex::new(session),
             session_changed: Notify::new(),
+            observer,
             events,
             shutdown: shutdown.clone(),
         }));
@@ -153,13 +216,13 @@ impl Trackers {
     }
 
     /// Announces the peer's state to all trackers soon.
-    pub(crate) fn announce(&self) {
+    pub fn announce(&self) {
         self.handle(SessionInput::StateChanged);
     }
 
     /// Requests a lease. [`TrackerEvent::LeaseGranted`] or [`TrackerEvent::LeaseWait`] follows,
     /// unless another request for the same blob, or a withdrawal, comes before it.
-    pub(crate) fn request_lease(
+    pub fn request_lease(
         &self,
         digest: Digest,
         missing: ChunkMap,
@@ -175,12 +238,12 @@ impl Trackers {
     }
 
     /// Withdraws the request for a lease.
-    pub(crate) fn withdraw_request(&self, digest: Digest) {
+    pub fn withdraw_request(&self, digest: Digest) {
         self.handle(SessionInput::WithdrawRequest { digest });
     }
 
     /// Reports the state of a lease.
-    pub(crate) fn update_lease(&self, digest: Digest, update: LeaseUpdate) {
+    pub fn update_lease(&self, digest: Digest, update: LeaseUpdate) {
         self.handle(SessionInput::UpdateLease { digest, update });
     }
 
@@ -306,11 +369,14 @@ impl Trackers {
 
     /// Posts a request and passes the answer to the session.
     async fn exchange(self, exchange: ExchangeId, tracker: usize, request: TrackerRequest) {
+        let kind = ExchangeKind::of(&request);
+        let started = self.0.clock.now();
         let input = match &request {
             TrackerRequest::Announce(request) => {
                 match self.post(tracker, ANNOUNCE_PATH, request).await {
                     Ok(answer) => SessionInput::AnnounceAnswered { exchange, answer },
                     Err(error) => {
+                        self.0.observer.failed(kind, &error);
                         if request.leaving {
                             tracing::debug!(%error, "telling a tracker that this peer leaves failed");
                         } else {
@@ -323,11 +389,16 @@ impl Trackers {
             TrackerRequest::Lease(request) => match self.post(tracker, LEASE_PATH, request).await {
                 Ok(answer) => SessionInput::LeaseAnswered { exchange, answer },
                 Err(error) => {
+                    self.0.observer.failed(kind, &error);
                     tracing::debug!(blob = %request.digest, %error, "lease request failed");
                     SessionInput::Failed { exchange }
                 }
             },
         };
+        if !matches!(input, SessionInput::Failed { .. }) {
+            let elapsed = self.0.clock.now().saturating_since(started);
+            self.0.observer.answered(kind, elapsed);
+        }
         self.handle(input);
     }
 

@@ -1,12 +1,15 @@
 //! The HTTP client for origins and trackers, and readable texts for its errors.
 
 use core::time::Duration;
+use std::net::IpAddr;
 
 use flotilla_common::wire::origin::{REDIRECT_HEADER, REDIRECT_NEVER};
 use flotilla_runtime::identity::{Identity, IdentityError};
-use reqwest::Client;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use reqwest::{Client, ClientBuilder};
 use serde::Deserialize;
+
+use crate::tracker_client::POLL_TIMEOUT;
 
 /// For the TCP and TLS handshakes together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -17,9 +20,11 @@ const IDLE_CONNECTIONS: usize = 16;
 
 /// Why the client could not be built.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum BuildClientError {
+pub enum BuildClientError {
+    /// The identity is not valid for HTTPS.
     #[error("use identity for HTTPS: {0}")]
     Identity(#[from] IdentityError),
+    /// The client's settings are not valid.
     #[error("build HTTP client: {0}")]
     Client(#[from] reqwest::Error),
 }
@@ -31,11 +36,9 @@ pub(crate) enum ConnectionReuse {
     Never,
 }
 
-/// A client that presents the peer's certificate. `read_timeout` is how long a response may make no
-/// progress; the default is too short for a long poll.
-pub(crate) fn http_client(
+/// A client of origins that presents the peer's certificate.
+pub(crate) fn origin_http_client(
     identity: &Identity,
-    read_timeout: Option<Duration>,
     reuse: ConnectionReuse,
 ) -> Result<Client, BuildClientError> {
     let idle_connections = match reuse {
@@ -46,17 +49,38 @@ pub(crate) fn http_client(
         HeaderName::from_static(REDIRECT_HEADER),
         HeaderValue::from_static(REDIRECT_NEVER),
     );
-    let client = Client::builder()
+    let client = builder(identity)?
         .default_headers(HeaderMap::from_iter([never]))
+        .read_timeout(READ_TIMEOUT)
+        .pool_max_idle_per_host(idle_connections)
+        .build()?;
+    Ok(client)
+}
+
+/// A client of trackers that presents the peer's certificate and connects from `local_address`, if
+/// there is one.
+///
+/// # Errors
+/// The identity is not valid for HTTPS.
+pub fn tracker_http_client(
+    identity: &Identity,
+    local_address: Option<IpAddr>,
+) -> Result<Client, BuildClientError> {
+    let client = builder(identity)?
+        .local_address(local_address)
+        .read_timeout(POLL_TIMEOUT)
+        .pool_max_idle_per_host(IDLE_CONNECTIONS)
+        .build()?;
+    Ok(client)
+}
+
+fn builder(identity: &Identity) -> Result<ClientBuilder, BuildClientError> {
+    Ok(Client::builder()
         .tls_backend_preconfigured(identity.https_client()?)
         .no_proxy()
         .http1_only()
         .tcp_nodelay(true)
-        .connect_timeout(CONNECT_TIMEOUT)
-        .read_timeout(read_timeout.unwrap_or(READ_TIMEOUT))
-        .pool_max_idle_per_host(idle_connections)
-        .build()?;
-    Ok(client)
+        .connect_timeout(CONNECT_TIMEOUT))
 }
 
 /// The first message of an OCI error body.

@@ -17,5 +17,6 @@ pub(crate) use blob::OpenBlob;
 pub(crate) use chunk::{ChunkProgress, fetch_chunk};
 pub(crate) use client::{FetchedManifest, OriginClient, content};
 pub(crate) use error::{OriginError, OriginFetchError};
-pub(crate) use http_client::{ConnectionReuse, http_client};
+pub use http_client::{BuildClientError, tracker_http_client};
+pub(crate) use http_client::{ConnectionReuse, origin_http_client};
 pub(crate) use request::HttpClients;
