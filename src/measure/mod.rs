@@ -8,6 +8,7 @@ mod process;
 mod service_process;
 mod synthetic_image;
 mod testbed;
+mod tracker_process;
 
 pub use delivery::{Delivery, PullDelivery};
 pub use disk_space::require_disk_space;
@@ -17,3 +18,4 @@ pub use synthetic_image::{
     EMPTY_CONFIG, EMPTY_CONFIG_TYPE, LAYER_TYPE, PushedImage, SyntheticImage,
 };
 pub use testbed::{PeerProcess, Testbed};
+pub use tracker_process::TrackerProcess;

@@ -114,6 +114,11 @@ impl ListeningEvent {
         message: "origin started",
         address_field: "address",
     };
+    /// A tracker's.
+    pub(super) const TRACKER: Self = Self {
+        message: "tracker started",
+        address_field: "address",
+    };
 
     fn parse(self, line: &str) -> Option<SocketAddr> {
         let event: serde_json::Value = serde_json::from_str(line).ok()?;

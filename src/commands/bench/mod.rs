@@ -8,6 +8,7 @@ mod load;
 mod page_cache;
 mod quic_baseline;
 mod registry;
+mod tracker;
 mod transfer;
 
 use clap::{Args, Subcommand};
@@ -28,6 +29,8 @@ enum BenchCommand {
     /// Measure a peer-to-peer transfer, including disk writes and verification, against a bare QUIC
     /// stream
     Transfer(transfer::TransferArgs),
+    /// Measure a tracker with thousands of simulated VMs: latency, processor time and memory
+    Tracker(tracker::TrackerArgs),
 }
 
 /// Runs a benchmark.
@@ -39,5 +42,6 @@ pub fn run(args: BenchArgs) -> Result<(), CommandError> {
     match args.command {
         BenchCommand::Registry(args) => block_on_until_signal(registry::run(args)),
         BenchCommand::Transfer(args) => block_on_until_signal(transfer::run(args)),
+        BenchCommand::Tracker(args) => block_on_until_signal(tracker::run(args)),
     }
 }
