@@ -11,6 +11,7 @@
 //! ```
 
 use core::time::Duration;
+use std::collections::BTreeMap;
 
 use crate::chunk_map::ChunkMap;
 use crate::time::Time;
@@ -37,6 +38,8 @@ pub(super) struct ChunkStates {
     granted_at: Vec<Time>,
     free: ChunkMap,
     orphaned: ChunkMap,
+    /// How many chunks each holder has.
+    holdings: BTreeMap<PeerSlot, u32>,
 }
 
 impl ChunkStates {
@@ -47,6 +50,7 @@ impl ChunkStates {
             granted_at: vec![Time::ZERO; chunks as usize],
             free: ChunkMap::full(chunks),
             orphaned: ChunkMap::empty(chunks),
+            holdings: BTreeMap::new(),
         }
     }
 
@@ -60,8 +64,12 @@ impl ChunkStates {
 
     /// Whether every chunk is free.
     pub(super) fn is_untouched(&self) -> bool {
-        let mut states = self.states.iter();
-        states.all(|state| *state == ChunkState::Free)
+        self.free.is_full()
+    }
+
+    /// Whether a chunk is free.
+    pub(super) fn has_free(&self) -> bool {
+        !self.free.is_empty()
     }
 
     /// Whether a chunk is free or orphaned.
@@ -76,6 +84,15 @@ impl ChunkStates {
     /// Does nothing for a chunk that the blob does not have.
     pub(super) fn set(&mut self, chunk: u32, state: ChunkState) {
         if let Some(entry) = self.states.get_mut(chunk as usize) {
+            if let ChunkState::Held(holder) = *entry {
+                let count = self.holdings.remove(&holder).unwrap_or(0);
+                if count > 1 {
+                    self.holdings.insert(holder, count - 1);
+                }
+            }
+            if let ChunkState::Held(holder) = state {
+                *self.holdings.entry(holder).or_default() += 1;
+            }
             *entry = state;
             self.free.remove(chunk);
             self.orphaned.remove(chunk);
@@ -97,6 +114,9 @@ impl ChunkStates {
 
     /// The chunks that a peer holds have no holder any more.
     pub(super) fn orphan(&mut self, holder: PeerSlot) {
+        if !self.holdings.contains_key(&holder) {
+            return;
+        }
         for chunk in 0..self.count() {
             if self.states[chunk as usize] == ChunkState::Held(holder) {
                 self.set(chunk, ChunkState::Orphaned);
@@ -107,18 +127,25 @@ impl ChunkStates {
     /// Learns from a lease request which chunks the peer's neighbourhood has, and which holders it
     /// could not reach.
     pub(super) fn learn(&mut self, peer: PeerSlot, missing: &ChunkMap, unreachable: &[PeerSlot]) {
-        for chunk in 0..self.count() {
-            let is_missing = missing.contains(chunk);
-            match self.states[chunk as usize] {
-                ChunkState::Free | ChunkState::Orphaned if !is_missing => {
-                    self.set(chunk, ChunkState::Held(peer));
-                }
-                ChunkState::Held(holder)
-                    if is_missing && (holder == peer || unreachable.contains(&holder)) =>
+        let lost = core::iter::once(&peer).chain(unreachable);
+        let lost: Vec<PeerSlot> = lost
+            .filter(|holder| self.holdings.contains_key(holder))
+            .copied()
+            .collect();
+        let is_around = |chunk: &u32| !missing.contains(*chunk);
+        let around: Vec<u32> = (self.free.iter().chain(self.orphaned.iter()))
+            .filter(is_around)
+            .collect();
+        for chunk in around {
+            self.set(chunk, ChunkState::Held(peer));
+        }
+        if !lost.is_empty() {
+            for chunk in missing.iter() {
+                if let Some(ChunkState::Held(holder)) = self.get(chunk)
+                    && lost.contains(&holder)
                 {
                     self.set(chunk, ChunkState::Orphaned);
                 }
-                _ => {}
             }
         }
     }

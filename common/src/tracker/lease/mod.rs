@@ -35,6 +35,10 @@ const MAX_SEEDERS_CONSIDERED: usize = 64;
 /// A peer that could not reach so many seeders, about a handout of them, need not try the others.
 const UNREACHABLE_SEEDERS_LIMIT: usize = 12;
 
+/// Requests in a row for which nothing can be granted; those behind them are not looked at. A lease
+/// that ends must not cost time in proportion to the swarm.
+const MAX_PASSED_OVER: u32 = 256;
+
 /// How many leases a peer may have in a round of grants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Share {
@@ -347,15 +351,28 @@ impl Authority {
     }
 
     fn grant_round(&mut self, share: Share, seeders: &[PeerSlot], ctx: &mut AuthorityContext<'_>) {
+        if ctx.is_settling && self.is_resumed {
+            return;
+        }
         let mut last = None;
-        while self.counted(ctx.now) < ctx.config.open_limit && self.chunks.has_grantable() {
+        let mut passed_over = 0;
+        while self.counted(ctx.now) < ctx.config.open_limit
+            && self.chunks.has_grantable()
+            && passed_over < MAX_PASSED_OVER
+        {
             let Some((ticket, parked)) = self.parked.after(last) else {
                 return;
             };
+            // Starving requests come first, and there is nothing for the others.
+            if !parked.starving && !(seeders.is_empty() && self.chunks.has_free()) {
+                return;
+            }
             last = Some(ticket);
             let Some(chunk) = self.choose(parked, share, seeders, ctx) else {
+                passed_over += 1;
                 continue;
             };
+            passed_over = 0;
             let peer = parked.peer;
             let Some(granted) = self.parked.grant(peer) else {
                 continue;
@@ -378,9 +395,7 @@ impl Authority {
         seeders: &[PeerSlot],
         ctx: &AuthorityContext<'_>,
     ) -> Option<u32> {
-        if (share == Share::One && self.has_open(parked.peer))
-            || (ctx.is_settling && self.is_resumed)
-        {
+        if share == Share::One && self.has_open(parked.peer) {
             return None;
         }
         // A seeder has every chunk, so the peer should dial it. The origin is asked only when the
