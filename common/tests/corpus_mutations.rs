@@ -19,7 +19,9 @@ use flotilla_common::seal::TrustedKeys;
 use flotilla_common::wire::frame::{HEADER_LEN, Header, Message};
 use flotilla_common::wire::origin::{ClosureAnswer, ClosureRequest};
 use flotilla_common::wire::peer::{Chunk, Control};
-use flotilla_common::wire::tracker::{AnnounceAnswer, AnnounceRequest, LeaseAnswer, LeaseRequest};
+use flotilla_common::wire::tracker::{
+    AnnounceAnswer, AnnounceRequest, LeaseAnswer, LeaseRequest, v1,
+};
 use proptest::prelude::*;
 
 fn corpus() -> Vec<Vec<u8>> {
@@ -75,6 +77,8 @@ fn count_accepting(bytes: &[u8]) -> usize {
     for bytes in [bytes, bytes.get(1..).unwrap_or_default()] {
         accepted += usize::from(round_trip::<AnnounceRequest>(bytes).is_some());
         accepted += usize::from(round_trip::<AnnounceAnswer>(bytes).is_some());
+        accepted += usize::from(round_trip::<v1::AnnounceRequest>(bytes).is_some());
+        accepted += usize::from(round_trip::<v1::AnnounceAnswer>(bytes).is_some());
         accepted += usize::from(round_trip::<LeaseRequest>(bytes).is_some());
         accepted += usize::from(round_trip::<LeaseAnswer>(bytes).is_some());
         accepted += usize::from(round_trip::<ClosureRequest>(bytes).is_some());

@@ -24,13 +24,15 @@ use flotilla_common::name::PeerId;
 use flotilla_common::recording::{Recorded, Sink};
 use flotilla_common::time::Time;
 use flotilla_common::tracker::{
-    CancelReason, ExchangeId, LeaseUpdate, PeerSnapshot, SessionInput, SessionOutput,
-    TrackerRequest, TrackerSession, TrackerUrl,
+    CancelReason, ExchangeId, LeaseUpdate, NamedPeers, PeerSnapshot, SessionInput, SessionOutput,
+    TrackerRequest, TrackerSession, TrackerUrl, Urgency,
 };
-use flotilla_common::wire::tracker::{ANNOUNCE_PATH, Handout, LEASE_PATH, LeaseAsk, PeerInfo};
+use flotilla_common::wire::tracker::{
+    ANNOUNCE_PATH, AnnounceAnswer, AnnounceRequest, LEASE_PATH, LeaseAsk, PeerInfo, v1,
+};
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::shutdown::Shutdown;
-use reqwest::Client;
+use reqwest::{Client, StatusCode};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 
@@ -39,6 +41,10 @@ use crate::status::TrackerStatus;
 
 /// The longest time that a tracker takes to answer: a lease request may be parked.
 pub(crate) const POLL_TIMEOUT: Duration = TrackerSession::LONGEST_EXCHANGE;
+
+/// How long a tracker that does not know version 2 of announces gets version 1. It may be replaced
+/// by a newer build meanwhile.
+const OLD_TRACKER_TIME: Duration = Duration::from_secs(60);
 
 /// The kind of a request to a tracker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -77,7 +83,7 @@ pub enum TrackerEvent {
     /// An announce is due and needs the peer's state.
     Snapshot(oneshot::Sender<PeerSnapshot>),
     /// Neighbours that a tracker named.
-    Handouts(Vec<Handout>),
+    Handouts(Vec<NamedPeers>),
     /// The lease that was requested last for this blob was granted.
     LeaseGranted {
         /// The blob.
@@ -146,6 +152,8 @@ struct SharedSession {
     /// The session may have outputs, or an earlier deadline.
     session_changed: Notify,
     observer: Arc<dyn ExchangeObserver>,
+    /// Until when each tracker counts as one of an older build, which knows version 1 only.
+    old_until: Mutex<Vec<Option<Time>>>,
     /// The error of the last failed announce, by tracker.
     errors: Mutex<Vec<Option<String>>>,
     events: mpsc::Sender<TrackerEvent>,
@@ -173,6 +181,7 @@ impl Trackers {
         };
         let urls: Vec<TrackerUrl> = trackers.iter().map(tracker).collect();
         let errors = vec![None; urls.len()];
+        let old_until = Mutex::new(vec![None; urls.len()]);
         let session = Recorded::new((clock.now(), peer, urls), recording);
         let trackers = Self(Arc::new(SharedSession {
             client,
@@ -181,6 +190,7 @@ impl Trackers {
             session: Mutex::new(session),
             session_changed: Notify::new(),
             observer,
+            old_until,
             events,
             shutdown: shutdown.clone(),
         }));
@@ -215,9 +225,9 @@ impl Trackers {
         trackers.enumerate().map(status).collect()
     }
 
-    /// Announces the peer's state to all trackers soon.
-    pub fn announce(&self) {
-        self.handle(SessionInput::StateChanged);
+    /// Announces the peer's state to all trackers.
+    pub fn announce(&self, urgency: Urgency) {
+        self.handle(SessionInput::StateChanged(urgency));
     }
 
     /// Requests a lease. [`TrackerEvent::LeaseGranted`] or [`TrackerEvent::LeaseWait`] follows,
@@ -372,20 +382,18 @@ impl Trackers {
         let kind = ExchangeKind::of(&request);
         let started = self.0.clock.now();
         let input = match &request {
-            TrackerRequest::Announce(request) => {
-                match self.post(tracker, ANNOUNCE_PATH, request).await {
-                    Ok(answer) => SessionInput::AnnounceAnswered { exchange, answer },
-                    Err(error) => {
-                        self.0.observer.failed(kind, &error);
-                        if request.leaving {
-                            tracing::debug!(%error, "telling a tracker that this peer leaves failed");
-                        } else {
-                            self.note_failed_announce(tracker, &error);
-                        }
-                        SessionInput::Failed { exchange }
+            TrackerRequest::Announce(request) => match self.post_announce(tracker, request).await {
+                Ok(answer) => SessionInput::AnnounceAnswered { exchange, answer },
+                Err(error) => {
+                    self.0.observer.failed(kind, &error);
+                    if request.leaving {
+                        tracing::debug!(%error, "telling a tracker that this peer leaves failed");
+                    } else {
+                        self.note_failed_announce(tracker, &error);
                     }
+                    SessionInput::Failed { exchange }
                 }
-            }
+            },
             TrackerRequest::Lease(request) => match self.post(tracker, LEASE_PATH, request).await {
                 Ok(answer) => SessionInput::LeaseAnswered { exchange, answer },
                 Err(error) => {
@@ -400,6 +408,27 @@ impl Trackers {
             self.0.observer.answered(kind, elapsed);
         }
         self.handle(input);
+    }
+
+    /// Announces in version 2, and in version 1 to a tracker of an older build.
+    async fn post_announce(
+        &self,
+        tracker: usize,
+        request: &AnnounceRequest,
+    ) -> Result<AnnounceAnswer, PostError> {
+        let now = self.0.clock.now();
+        let is_old = lock(&self.0.old_until)[tracker].is_some_and(|until| now < until);
+        if !is_old {
+            match self.post(tracker, ANNOUNCE_PATH, request).await {
+                Err(PostError::Http(error)) if error.status() == Some(StatusCode::NOT_FOUND) => {
+                    lock(&self.0.old_until)[tracker] = Some(now + OLD_TRACKER_TIME);
+                }
+                answer => return answer,
+            }
+        }
+        let request = v1::AnnounceRequest::from(request.clone());
+        let answer: v1::AnnounceAnswer = self.post(tracker, v1::ANNOUNCE_PATH, &request).await?;
+        Ok(answer.into())
     }
 
     async fn post<Q: bincode::Encode, A: bincode::Decode<()>>(

@@ -8,7 +8,7 @@ use flotilla_common::swarm::{
     BlobSlot, ChunkSource, DownloadFailure, Input, Output, PeerSlot, RefusalReason, TransferId,
     UploadId,
 };
-use flotilla_common::tracker::{LeaseUpdate, SessionInput};
+use flotilla_common::tracker::{LeaseUpdate, SessionInput, Urgency};
 
 use crate::delays::Transport;
 use crate::event::Event;
@@ -41,7 +41,12 @@ impl World<'_> {
             Output::Serve { upload } => self.serve(Key::from_bits(upload.0)),
             Output::TellSlotFree { peer: slot } => self.tell_slot_free(peer, slot.0),
             Output::Refuse { upload, reason } => self.refuse(Key::from_bits(upload.0), reason),
-            Output::Announce => self.feed_session(peer, SessionInput::StateChanged),
+            Output::Announce => {
+                self.feed_session(peer, SessionInput::StateChanged(Urgency::Now));
+            }
+            Output::AnnounceSoon => {
+                self.feed_session(peer, SessionInput::StateChanged(Urgency::Soon));
+            }
             Output::LeaseTake {
                 blob,
                 missing,

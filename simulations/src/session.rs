@@ -4,8 +4,10 @@ use flotilla_common::digest::Digest;
 use flotilla_common::name::PeerId;
 use flotilla_common::swarm::{BlobSlot, Input, PeerFacts};
 use flotilla_common::time::Time;
-use flotilla_common::tracker::{PeerSnapshot, SessionInput, SessionOutput, TrackerSession};
-use flotilla_common::wire::tracker::{BlobState, Change, Handout, HeldLease};
+use flotilla_common::tracker::{
+    NamedPeers, PeerSnapshot, SessionInput, SessionOutput, TrackerSession,
+};
+use flotilla_common::wire::tracker::{BlobState, Change, HeldLease, NeighboursWanted};
 use rand::RngExt as _;
 
 use crate::event::Event;
@@ -135,8 +137,8 @@ impl World<'_> {
             }
             SessionOutput::Cancel { exchange, .. } => self.cancel_exchange(peer, exchange),
             SessionOutput::Handouts(handouts) => {
-                for handout in handouts {
-                    self.on_handout(peer, &handout);
+                for named in handouts {
+                    self.on_handout(peer, &named);
                 }
             }
             SessionOutput::LeaseGranted {
@@ -166,11 +168,11 @@ impl World<'_> {
         }
     }
 
-    fn on_handout(&mut self, peer: u32, handout: &Handout) {
-        let Some(blob) = self.slot(peer, &handout.digest) else {
+    fn on_handout(&mut self, peer: u32, named: &NamedPeers) {
+        let Some(blob) = self.slot(peer, &named.digest) else {
             return;
         };
-        let others = handout.peers.iter().filter_map(peer_number);
+        let others = named.peers.iter().filter_map(peer_number);
         let peers = others.map(|other| self.facts(other, peer)).collect();
         self.feed(peer, Input::Handout { blob, peers });
     }
@@ -194,7 +196,12 @@ impl World<'_> {
                 chunks: blob.geometry.chunks(),
             }
         });
+        let neighbours = |(slot, blob): (BlobSlot, &PeerBlob)| NeighboursWanted {
+            digest: self.images.blob(blob.id).digest,
+            count: simulated.machine.neighbours_wanted(self.now, slot),
+        };
         PeerSnapshot {
+            neighbours: simulated.blobs.iter().map(neighbours).collect(),
             blobs: simulated.blobs.iter().filter_map(change).collect(),
             leases: leases.collect(),
             connected: simulated

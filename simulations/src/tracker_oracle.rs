@@ -203,6 +203,7 @@ mod tests {
                 state: BlobState::Wanted { progress: 0 },
             }],
             leases: Vec::new(),
+            neighbours: Vec::new(),
             connected: Vec::new(),
             unreachable: Vec::new(),
             leaving: false,

@@ -12,9 +12,12 @@ use axum::extract::{ConnectInfo, DefaultBodyLimit, Extension, FromRequest, Query
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
+use bincode::{Decode, Encode};
 use flotilla_common::codec::{self, CodecError};
 use flotilla_common::time::Time;
-use flotilla_common::wire::tracker::{ANNOUNCE_PATH, LEASE_PATH};
+use flotilla_common::wire::tracker::{
+    ANNOUNCE_PATH, AnnounceAnswer, AnnounceRequest, LEASE_PATH, v1,
+};
 use flotilla_runtime::admin::{self, Readiness};
 use flotilla_runtime::http::ClientIdentity;
 use serde::Deserialize;
@@ -34,7 +37,10 @@ const RETRY_AFTER_SECS: &str = "30";
 
 pub(crate) fn router(service: Arc<Service>, readiness: Readiness) -> Router {
     let limits = &service.config().limits;
-    let announce = post(announce).layer(DefaultBodyLimit::max(limits.announce_bytes as usize));
+    let announce_bytes = DefaultBodyLimit::max(limits.announce_bytes as usize);
+    let announce_v1 = post(announce::<v1::AnnounceRequest, v1::AnnounceAnswer>);
+    let announce_v1 = announce_v1.layer(announce_bytes);
+    let announce = post(announce::<AnnounceRequest, AnnounceAnswer>).layer(announce_bytes);
     let lease = post(lease).layer(DefaultBodyLimit::max(limits.lease_bytes as usize));
     let state = Arc::clone(&service);
     let read = move || state.figures();
@@ -45,23 +51,29 @@ pub(crate) fn router(service: Arc<Service>, readiness: Readiness) -> Router {
     );
     Router::new()
         .route(ANNOUNCE_PATH, announce)
+        .route(v1::ANNOUNCE_PATH, announce_v1)
         .route(LEASE_PATH, lease)
         .route("/admin/swarms", get(swarms))
         .with_state(service)
         .merge(admin::router(Arc::new(registry), readiness))
 }
 
-async fn announce(
+/// An announce in the version of `Q`, answered in that of `A`.
+async fn announce<Q, A>(
     State(service): State<Arc<Service>>,
     Extension(identity): Extension<ClientIdentity>,
     ConnectInfo(client): ConnectInfo<SocketAddr>,
     RequestBody(body): RequestBody,
-) -> Response {
+) -> Response
+where
+    Q: Decode<()> + Into<AnnounceRequest>,
+    A: Encode + From<AnnounceAnswer>,
+{
     let started = service.clock().now();
     let answer = || -> Result<Response, RejectedRequest> {
-        let request = codec::decode(&body?)?;
-        let answer = service.announce(request, identity.peer(), client.ip())?;
-        Ok(encoded(codec::encode(&answer)))
+        let request: Q = codec::decode(&body?)?;
+        let answer = service.announce(request.into(), identity.peer(), client.ip())?;
+        Ok(encoded(codec::encode(&A::from(answer))))
     };
     let response = answered(&service, "announce", started, answer());
     service

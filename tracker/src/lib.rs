@@ -6,7 +6,8 @@
 //! interval.
 //!
 //! ```text
-//! POST /flotilla/v1/announce   wire::tracker::AnnounceRequest -> AnnounceAnswer
+//! POST /flotilla/v2/announce   wire::tracker::AnnounceRequest -> AnnounceAnswer
+//! POST /flotilla/v1/announce   wire::tracker::v1, from peers of older builds
 //! POST /flotilla/v1/lease      wire::tracker::LeaseRequest -> LeaseAnswer, parked for a bounded time
 //! GET  /healthz, /readyz       alive; alive and not draining
 //! GET  /metrics                metrics for Prometheus

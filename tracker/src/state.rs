@@ -302,6 +302,7 @@ fn answered(answer: LeaseAnswer) -> PendingAnswer {
 fn check_announce(request: &AnnounceRequest) -> Result<(), RequestError> {
     check_count("changes", request.changes.len(), MAX_CHANGES)?;
     check_count("leases", request.leases.len(), MAX_LEASES)?;
+    check_count("neighbours", request.neighbours.len(), MAX_CHANGES)?;
     check_count("connected", request.connected.len(), MAX_NAMED_PEERS)?;
     check_count("unreachable", request.unreachable.len(), MAX_NAMED_PEERS)?;
     for change in &request.changes {

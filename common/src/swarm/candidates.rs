@@ -10,6 +10,8 @@ use crate::time::Time;
 
 /// Maximum number of candidates that are remembered for a blob.
 const MAX_CANDIDATES: usize = 64;
+/// How many neighbours a peer with too few looks for: as many as a tracker names by default.
+const SOUGHT_NEIGHBOURS: usize = 16;
 /// Candidates that are not connected this long after they were named are slow or dead.
 const CONNECT_GRACE: Duration = Duration::from_millis(200);
 /// The delay between two announces for more neighbours doubles up to this multiple of
@@ -82,6 +84,18 @@ impl Candidates {
                 .peers
                 .iter()
                 .all(|peer| blob.neighbours().contains(peer))
+    }
+
+    /// How many further neighbours are looked for; none while there are enough, or those that were
+    /// named last may still become some.
+    pub(super) fn wanted(&self, now: Time, blob: &BlobExchange, config: &SwarmConfig) -> u8 {
+        let has_enough = blob.neighbours().len() >= config.min_neighbours as usize;
+        let may_get_some = !self.peers.is_empty() && !self.are_settled(now, blob);
+        if !blob.is_wanted() || has_enough || may_get_some {
+            return 0;
+        }
+        let missing = SOUGHT_NEIGHBOURS.saturating_sub(blob.neighbours().len());
+        u8::try_from(missing).unwrap_or(u8::MAX)
     }
 
     /// Starts anew when the blob is wanted: its announce asks for neighbours already.

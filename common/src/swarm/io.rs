@@ -435,9 +435,11 @@ pub enum Output {
         reason: RefusalReason,
     },
 
-    /// Announce to the trackers now rather than at the next interval: a new want, a completed blob,
-    /// or too few neighbours for a wanted blob.
+    /// Announce to the trackers now: a new want.
     Announce,
+    /// Announce to the trackers soon rather than at the next interval: a blob is complete, or a
+    /// wanted one has too few neighbours.
+    AnnounceSoon,
     /// Ask the tracker for a lease on one chunk of `missing`; the tracker parks the request. A
     /// second request for the same blob replaces the first, whose answer is void.
     LeaseTake {

@@ -29,6 +29,8 @@ const REQUEST_INTERVAL: Duration = Duration::from_millis(100);
 const STARVING_CHUNK_TIMES: u32 = 4;
 /// The starving timeout is halved this many times at most.
 const MAX_HALVINGS: i32 = 6;
+/// The starving timeout is doubled this many times while other blobs have all download slots.
+const BUSY_DOUBLINGS: i32 = 3;
 
 /// The state of the request for a blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -287,7 +289,12 @@ impl Leases {
             return;
         };
         let timeout = ctx.config.starving_timeout + blob.chunk_time() * STARVING_CHUNK_TIMES;
-        let starving_at = pull.deadline(timeout, (-request.starved_leases).max(-MAX_HALVINGS));
+        let mut doublings = (-request.starved_leases).max(-MAX_HALVINGS);
+        if !downloads.has_free_slot(ctx) {
+            // The blob may only have to wait for the peer's other blobs.
+            doublings += BUSY_DOUBLINGS;
+        }
+        let starving_at = pull.deadline(timeout, doublings);
         let is_alone = neighbours.is_abandoned(ctx, slot)
             || (request.starved_leases >= STARVED_LEASES_WHEN_ALONE && !blob.is_offered());
         let transfers = downloads.count(slot);

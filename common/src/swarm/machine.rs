@@ -235,6 +235,12 @@ impl PeerMachine {
         self.ctx.blobs.wanted().iter().copied()
     }
 
+    /// How many further neighbours the peer looks for to exchange the blob; none while it has
+    /// enough of them, or those that a tracker has just named may still become some.
+    pub fn neighbours_wanted(&self, now: Time, blob: BlobSlot) -> u8 {
+        self.neighbours.wanted(&self.ctx, now, blob).unwrap_or(0)
+    }
+
     /// The leases held, for the announce to the tracker.
     pub fn leases(&self) -> impl Iterator<Item = (BlobSlot, u32)> + '_ {
         self.leases.held()
@@ -375,7 +381,7 @@ impl PeerMachine {
         self.neighbours.clear_candidates(slot);
         self.resend_chunk_map(slot);
         self.ctx.output(Output::Complete { blob: slot });
-        self.ctx.output(Output::Announce);
+        self.ctx.output(Output::AnnounceSoon);
         self.ctx.due.add(Work::SeekLeases);
     }
 

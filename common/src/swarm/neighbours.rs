@@ -382,13 +382,17 @@ impl Neighbours {
 
     /// Whether the blob has no neighbour, and a candidate that was dialed did not answer.
     pub(super) fn is_abandoned(&self, ctx: &Context, slot: BlobSlot) -> bool {
-        let has_no_neighbours = ctx
-            .blobs
-            .get(slot)
-            .is_some_and(|blob| blob.neighbours().is_empty());
+        let blob = ctx.blobs.get(slot);
+        let has_no_neighbours = blob.is_some_and(|blob| blob.neighbours().is_empty());
         let is_unanswered =
             |peer: &PeerSlot| self.peers[peer.0 as usize].connection.is_unanswered();
         has_no_neighbours && self.candidates_of(Some(slot)).iter().any(is_unanswered)
+    }
+
+    /// How many further neighbours are looked for to exchange the blob.
+    pub(super) fn wanted(&self, ctx: &Context, now: Time, slot: BlobSlot) -> Option<u8> {
+        let candidates = self.candidates.get(slot)?;
+        Some(candidates.wanted(now, ctx.blobs.get(slot)?, &ctx.config))
     }
 
     /// Whether the blob has candidates, and all of them are in quarantine.
@@ -523,8 +527,8 @@ impl Neighbours {
 
     /// Announces for more neighbours when the blob has too few.
     fn refill(&mut self, ctx: &mut Context, slot: BlobSlot) {
-        let (Some(blob), Some(candidates)) = (ctx.blobs.get(slot), self.candidates.get_mut(slot))
-        else {
+        let blob = ctx.blobs.get(slot);
+        let (Some(blob), Some(candidates)) = (blob, self.candidates.get_mut(slot)) else {
             return;
         };
         let neighbours = blob.neighbours().len();
@@ -532,7 +536,7 @@ impl Neighbours {
             Refill::NotNeeded => {}
             Refill::Announce { next_at } => {
                 ctx.timers.wake_by(Timer::Dial, next_at);
-                ctx.output(Output::Announce);
+                ctx.output(Output::AnnounceSoon);
             }
             Refill::Wait { until } => ctx.timers.wake_by(Timer::Dial, until),
         }

@@ -30,6 +30,9 @@ enum Class {
 /// The peer that a handout is for.
 pub(super) struct Asker<'a> {
     pub(super) peer: PeerSlot,
+    /// Peers that it is named in the same answer for other blobs; those of them that are members
+    /// come first.
+    pub(super) named: &'a [PeerSlot],
     /// Its neighbours; they are preferred.
     pub(super) connected: &'a [PeerSlot],
     /// Peers that it cannot reach; they are left out.
@@ -55,6 +58,8 @@ pub(super) fn choose(
         asker,
         chosen: Vec::with_capacity(count),
     };
+    choice.add_named(count);
+    let again = choice.chosen.len();
     let near = (count * near_of_16).div_ceil(16);
     let far = count.div_ceil(16);
     for (class, quota) in [
@@ -65,10 +70,12 @@ pub(super) fn choose(
         (Class::Elsewhere, count),
     ] {
         let open = count - choice.chosen.len();
-        choice.add(rng, class, quota.min(open));
+        if open > 0 {
+            choice.add(rng, class, quota.min(open));
+        }
     }
     let chosen = choice.chosen;
-    for peer in &chosen {
+    for peer in &chosen[again..] {
         if let Some(record) = roster.peer_mut(*peer) {
             record.handed = record.handed.saturating_add(1);
         }
@@ -86,6 +93,13 @@ struct Choice<'a> {
 }
 
 impl<'a> Choice<'a> {
+    /// Adds up to `count` members that the asker is named already.
+    fn add_named(&mut self, count: usize) {
+        let members = self.asker.named.iter().copied();
+        let members = members.filter(|it| self.roster.progress(*it, self.blob).is_some());
+        self.chosen.extend(members.take(count));
+    }
+
     /// Adds up to `quota` members of `class`.
     fn add(&mut self, rng: &mut impl Rng, class: Class, quota: usize) {
         let full = self.chosen.len() + quota;

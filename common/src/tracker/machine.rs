@@ -12,8 +12,8 @@ use super::config::TrackerConfig;
 use super::handout::{self, Asker};
 use super::lease::{Authority, AuthorityContext};
 use super::messages::{
-    Announce, AnnounceOutcome, Lease, LeaseEvent, LeaseOutcome, SwarmRole, Take, TrackerCounts,
-    TrackerInput, TrackerOutput,
+    Announce, AnnounceOutcome, Handout, Lease, LeaseEvent, LeaseOutcome, SwarmRole, Take,
+    TrackerCounts, TrackerInput, TrackerOutput,
 };
 use super::roster::{Progress, Roster};
 use super::slots::{BlobSlot, PeerSlot, RegionSlot};
@@ -22,6 +22,13 @@ use crate::time::Time;
 
 /// When a peer may ask again for a lease on a blob for which there is no room.
 const NO_ROOM_RETRY: Duration = Duration::from_secs(5);
+
+/// Leechers of a blob that ask for leases at once.
+const UNDELAYED_LEECHERS: usize = 1_000;
+/// First requests of further leechers in a second.
+const LEASE_REQUESTS_PER_S: u32 = 1_000;
+/// The longest time over which they are spread.
+const MAX_LEASE_DELAY: Duration = Duration::from_secs(10);
 
 /// One swarm, for operators.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -256,12 +263,14 @@ impl TrackerMachine {
         if announce.leaving {
             return AnnounceOutcome::Accepted {
                 next,
+                lease_delay: Duration::ZERO,
                 handouts: Vec::new(),
             };
         }
         self.adopt(now, announce);
         AnnounceOutcome::Accepted {
             next,
+            lease_delay: self.lease_delay(announce),
             handouts: self.handouts(announce),
         }
     }
@@ -293,6 +302,11 @@ impl TrackerMachine {
                 continue;
             }
             self.roster.set_progress(peer, change.blob, progress);
+            if progress.is_complete() {
+                self.with_authority(now, change.blob, announce.region, |authority, ctx| {
+                    authority.drop_request(peer, ctx);
+                });
+            }
             if announce.full {
                 self.with_authority(now, change.blob, announce.region, |authority, ctx| {
                     // A peer that announces in full may have restarted, and then numbers its
@@ -345,28 +359,52 @@ impl TrackerMachine {
         }
     }
 
-    fn handouts(&mut self, announce: &Announce) -> Vec<(BlobSlot, Vec<PeerSlot>)> {
-        let wanted = announce
-            .changes
-            .iter()
-            .filter(|change| matches!(change.state, SwarmRole::Wanted(_)));
+    /// The handouts of one answer. Blobs of one image have much the same swarm, so peers that were
+    /// named for one are named for the others too: the peer dials few, and they have all layers.
+    fn handouts(&mut self, announce: &Announce) -> Vec<Handout> {
+        let mut named = Vec::new();
         let mut handouts = Vec::new();
-        for change in wanted {
+        for (blob, wanted) in &announce.neighbours {
             let asker = Asker {
                 peer: announce.peer,
+                named: &named,
                 connected: &announce.connected,
                 unreachable: &announce.unreachable,
             };
+            let count = self.config.handout.min(usize::from(*wanted));
             let peers = handout::choose(
                 &mut self.roster,
                 &mut self.rng,
                 &asker,
-                change.blob,
-                (self.config.handout, self.config.near_of_16),
+                *blob,
+                (count, self.config.near_of_16),
             );
-            handouts.push((change.blob, peers));
+            for peer in &peers {
+                if !named.contains(peer) {
+                    named.push(*peer);
+                }
+            }
+            let progress = |peer| {
+                let progress = self.roster.progress(peer, *blob);
+                (peer, progress.unwrap_or_default())
+            };
+            handouts.push(Handout {
+                blob: *blob,
+                peers: peers.into_iter().map(progress).collect(),
+            });
         }
         handouts
+    }
+
+    /// Over how long the first lease requests of a large swarm's peers are spread. Leases end one
+    /// after the other, so the requests of a thousand peers a second keep the origin busy, and by
+    /// the time of theirs most of the others find every chunk in the swarm.
+    fn lease_delay(&self, announce: &Announce) -> Duration {
+        let swarms = announce.neighbours.iter();
+        let swarms = swarms.filter_map(|(blob, _)| self.roster.swarm(*blob));
+        let leechers = swarms.map(|swarm| swarm.peers() - swarm.seeders()).max();
+        let late = leechers.unwrap_or(0).saturating_sub(UNDELAYED_LEECHERS) as u32;
+        (Duration::from_secs(1) * late / LEASE_REQUESTS_PER_S).min(MAX_LEASE_DELAY)
     }
 
     /// The time until the peer's next announce, with a jitter of a quarter. It keeps all peers

@@ -58,6 +58,8 @@ pub struct Announce {
     pub changes: Vec<RoleChange>,
     /// Leases that the peer believes it holds.
     pub leases: Vec<ReportedLease>,
+    /// The blobs for which the peer looks for neighbours, and how many.
+    pub neighbours: Vec<(BlobSlot, u8)>,
     /// Peers it is connected to.
     pub connected: Vec<PeerSlot>,
     /// Peers that it could not reach lately; they are left out of its handouts.
@@ -78,9 +80,9 @@ pub struct RoleChange {
 /// A peer's role in one swarm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum SwarmRole {
-    /// It wants the blob, and a handout.
+    /// It wants the blob.
     Wanted(Progress),
-    /// It is in the swarm and needs no neighbours.
+    /// It holds some of the blob and wants no more.
     Held(Progress),
     /// It is not in the swarm.
     Gone,
@@ -184,9 +186,20 @@ pub enum AnnounceOutcome {
     Accepted {
         /// Time until the next announce.
         next: Duration,
-        /// Neighbours for each blob wanted, in the order of the changes, nearest first.
-        handouts: Vec<(BlobSlot, Vec<PeerSlot>)>,
+        /// Over how long the peer's first requests for leases are spread.
+        lease_delay: Duration,
+        /// Neighbours for each blob of [`Announce::neighbours`], in that order.
+        handouts: Vec<Handout>,
     },
+}
+
+/// Neighbours for one blob.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Handout {
+    /// The blob.
+    pub blob: BlobSlot,
+    /// The neighbours, and how much each held when it last announced.
+    pub peers: Vec<(PeerSlot, Progress)>,
 }
 
 /// The answer to a lease request.

@@ -40,14 +40,14 @@ mod tests;
 pub use config::{LeaseSettings, TrackerConfig};
 pub use machine::{SwarmSummary, TrackerMachine};
 pub use messages::{
-    Announce, AnnounceOutcome, Lease, LeaseEvent, LeaseOutcome, ReportedLease, RequestId,
+    Announce, AnnounceOutcome, Handout, Lease, LeaseEvent, LeaseOutcome, ReportedLease, RequestId,
     RoleChange, SwarmRole, Take, TrackerCounts, TrackerInput, TrackerOutput,
 };
 pub use names::SlotNames;
 pub use rendezvous::{TrackerGroup, ranked};
 pub use roster::Progress;
 pub use session::{
-    CancelReason, ExchangeId, LeaseUpdate, PeerSnapshot, SessionInput, SessionOutput,
-    TrackerRequest, TrackerSession, TrackerUrl,
+    CancelReason, ExchangeId, LeaseUpdate, NamedPeers, PeerSnapshot, SessionInput, SessionOutput,
+    TrackerRequest, TrackerSession, TrackerUrl, Urgency,
 };
 pub use slots::{BlobSlot, PeerSlot, RegionSlot, ZoneSlot};

@@ -48,9 +48,13 @@ impl SlotNames {
                 chunks: lease.chunks,
             })
         });
+        let neighbours = message.neighbours.iter();
+        let neighbours =
+            neighbours.filter_map(|wanted| Some((self.blobs.slot(&wanted.digest)?, wanted.count)));
         Announce {
             request,
             peer,
+            neighbours: neighbours.collect(),
             zone,
             region,
             epoch: message.epoch,
@@ -112,18 +116,35 @@ impl SlotNames {
         match answer {
             AnnounceOutcome::Resync => Some(wire::AnnounceAnswer::Resync { epoch }),
             AnnounceOutcome::Full => None,
-            AnnounceOutcome::Accepted { next, handouts } => {
-                let handouts = handouts.into_iter().filter_map(|(blob, peers)| {
-                    let peers = peers.into_iter();
+            AnnounceOutcome::Accepted {
+                next,
+                lease_delay,
+                handouts,
+            } => {
+                let mut named = NamedPeers::default();
+                let handouts = handouts.into_iter().filter_map(|handout| {
+                    let peers = handout.peers.into_iter();
+                    let peers = peers.filter_map(|(peer, progress)| {
+                        Some(wire::NamedPeer {
+                            index: named.index(peer)?,
+                            progress: progress.step(),
+                        })
+                    });
                     Some(wire::Handout {
-                        digest: *self.blobs.value(blob)?,
-                        peers: peers.filter_map(|peer| self.info(peer).cloned()).collect(),
+                        digest: *self.blobs.value(handout.blob)?,
+                        peers: peers.collect(),
                     })
                 });
+                let handouts = handouts.collect();
+                let info = |peer: &PeerSlot| self.info(*peer).cloned();
+                let peers: Option<Vec<wire::PeerInfo>> = named.0.iter().map(info).collect();
                 Some(wire::AnnounceAnswer::Accepted {
                     epoch,
                     next_ms: millis(next),
-                    handouts: handouts.collect(),
+                    lease_delay_ms: millis(lease_delay),
+                    // The machine names only peers that it knows, and these have names.
+                    peers: peers.unwrap_or_default(),
+                    handouts,
                 })
             }
         }
@@ -206,6 +227,22 @@ impl SlotNames {
     /// The peer in a slot.
     pub fn info(&self, peer: PeerSlot) -> Option<&wire::PeerInfo> {
         self.infos.get(peer.index() as usize)?.as_ref()
+    }
+}
+
+/// The peers that one answer names, each once. They are few, so a search is as fast as a map.
+#[derive(Default)]
+struct NamedPeers(Vec<PeerSlot>);
+
+impl NamedPeers {
+    /// The index of the peer, which is added if it is new; `None` if there are too many.
+    fn index(&mut self, peer: PeerSlot) -> Option<u16> {
+        let known = self.0.iter().position(|named| *named == peer);
+        let index = known.unwrap_or_else(|| {
+            self.0.push(peer);
+            self.0.len() - 1
+        });
+        u16::try_from(index).ok()
     }
 }
 

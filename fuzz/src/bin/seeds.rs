@@ -19,7 +19,7 @@ use flotilla_common::wire::peer::{
 };
 use flotilla_common::wire::tracker::{
     AnnounceAnswer, AnnounceRequest, BlobState, Change, Handout, HeldLease, LeaseAnswer, LeaseAsk,
-    LeaseRequest, PeerInfo,
+    LeaseRequest, NamedPeer, NeighboursWanted, PeerInfo, v1,
 };
 
 fn main() -> std::io::Result<()> {
@@ -195,19 +195,27 @@ fn tracker_messages() -> Seeds {
             chunk: 4,
             chunks: 9,
         }],
+        neighbours: vec![NeighboursWanted { digest, count: 16 }],
         connected: vec![label("vm-2")],
         unreachable: vec![label("vm-3")],
         leaving: false,
     };
-    let handouts = vec![Handout {
-        digest,
-        peers: vec![info()],
-    }];
+    let named = NamedPeer {
+        index: 0,
+        progress: 3,
+    };
     let accepted = AnnounceAnswer::Accepted {
         epoch: 7,
         next_ms: 900,
-        handouts,
+        lease_delay_ms: 300,
+        peers: vec![info()],
+        handouts: vec![Handout {
+            digest,
+            peers: vec![named],
+        }],
     };
+    let announce_v1 = v1::AnnounceRequest::from(announce.clone());
+    let accepted_v1 = v1::AnnounceAnswer::from(accepted.clone());
     let take = LeaseAsk::Take {
         number: 5,
         missing: ChunkMap::full(9),
@@ -228,6 +236,16 @@ fn tracker_messages() -> Seeds {
             with_selector(1, &AnnounceAnswer::Resync { epoch: 1 }),
         ),
         ("tracker_messages", "accepted", with_selector(1, &accepted)),
+        (
+            "tracker_messages",
+            "announce-v1",
+            with_selector(4, &announce_v1),
+        ),
+        (
+            "tracker_messages",
+            "accepted-v1",
+            with_selector(5, &accepted_v1),
+        ),
         ("tracker_messages", "take", with_selector(2, &lease(take))),
         (
             "tracker_messages",

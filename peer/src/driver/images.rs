@@ -25,9 +25,10 @@ use flotilla_common::opening::{ImageSeeks, NamedPeer, PeerConnection, SeekInput,
 use flotilla_common::proof::Proof;
 use flotilla_common::swarm::Input;
 use flotilla_common::time::Time;
+use flotilla_common::tracker::{NamedPeers, Urgency};
 use flotilla_common::wire::frame::MAX_BODY_LEN;
 use flotilla_common::wire::peer::{ImageBundle, Refusal};
-use flotilla_common::wire::tracker::{Handout, PeerInfo};
+use flotilla_common::wire::tracker::PeerInfo;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 
@@ -94,7 +95,7 @@ impl Driver {
     }
 
     /// Handles a tracker's handout for a digest that is not a blob of this peer.
-    pub(super) fn image_handout(&mut self, now: Time, handout: &Handout) {
+    pub(super) fn image_handout(&mut self, now: Time, handout: &NamedPeers) {
         self.images.retain_awaited(now);
         if !self.images.waiting.contains_key(&handout.digest) {
             return;
@@ -165,7 +166,7 @@ impl Driver {
                         let neighbour = SeekInput::Neighbour { peer };
                         self.images.seeks.handle(now, neighbour);
                     }
-                    self.context.network.trackers.announce();
+                    self.context.network.trackers.announce(Urgency::Now);
                 }
                 SeekOutput::Ask { peer, manifest } => self.request_image(&peer, manifest),
                 SeekOutput::Connect { peer } => {

@@ -7,6 +7,7 @@ use flotilla_common::digest::Digest;
 use flotilla_common::failover;
 use flotilla_common::swarm::{BlobSlot, DownloadFailure, Input, StallTimes};
 use flotilla_common::time::Time;
+use flotilla_common::tracker::Urgency;
 
 use super::tasks::{Fetched, TaskReport, Verdict};
 use super::{Driver, DriverCommand, UNREAD_DOWNLOAD_TIMEOUT};
@@ -329,6 +330,6 @@ impl Driver {
                 is_kept
             });
         }
-        self.context.network.trackers.announce();
+        self.context.network.trackers.announce(Urgency::Soon);
     }
 }

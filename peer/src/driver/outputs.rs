@@ -7,7 +7,7 @@ use flotilla_common::swarm::{
     BlobSlot, ChunkSource, DownloadFailure, HaveBatch, Input, Output, PeerSlot, RefusalReason,
     TransferId, UploadId,
 };
-use flotilla_common::tracker::LeaseUpdate;
+use flotilla_common::tracker::{LeaseUpdate, Urgency};
 use flotilla_common::wire::peer::{self, Control, Forgot, Have, Holding, Holds, SlotFree};
 use tokio::task::JoinHandle;
 
@@ -46,7 +46,8 @@ impl Driver {
                 }
             }
             Output::Refuse { upload, reason } => self.refuse(upload, reason),
-            Output::Announce => self.context.network.trackers.announce(),
+            Output::Announce => self.context.network.trackers.announce(Urgency::Now),
+            Output::AnnounceSoon => self.context.network.trackers.announce(Urgency::Soon),
             Output::LeaseTake {
                 blob,
                 missing,

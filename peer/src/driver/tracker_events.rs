@@ -8,9 +8,9 @@ use flotilla_common::digest::Digest;
 use flotilla_common::name::PeerId;
 use flotilla_common::swarm::{BlobSlot, Input, PeerFacts};
 use flotilla_common::time::Time;
-use flotilla_common::tracker::{LeaseUpdate, PeerSnapshot};
+use flotilla_common::tracker::{LeaseUpdate, NamedPeers, PeerSnapshot};
 use flotilla_common::wire::tracker::{
-    BlobState, Change, Handout, HeldLease, PROGRESS_COMPLETE, PeerInfo,
+    BlobState, Change, HeldLease, NeighboursWanted, PROGRESS_COMPLETE, PeerInfo,
 };
 
 use super::Driver;
@@ -19,6 +19,8 @@ use crate::tracker_client::TrackerEvent;
 
 /// The maximum number of manifests announced. The newest are chosen.
 const MAX_MANIFESTS: usize = 256;
+/// Holders of a manifest that a peer looks for.
+const SOUGHT_HOLDERS: u8 = 16;
 
 impl Driver {
     pub(super) fn on_tracker(&mut self, now: Time, event: TrackerEvent) {
@@ -28,8 +30,8 @@ impl Driver {
                 let _ = sender.send(self.snapshot());
             }
             TrackerEvent::Handouts(handouts) => {
-                for handout in handouts {
-                    self.on_handout(now, &handout);
+                for named in handouts {
+                    self.on_handout(now, &named);
                 }
             }
             TrackerEvent::LeaseGranted {
@@ -56,12 +58,12 @@ impl Driver {
         }
     }
 
-    fn on_handout(&mut self, now: Time, handout: &Handout) {
-        let Some(blob) = self.tables.blob_slot(&handout.digest) else {
-            return self.image_handout(now, handout);
+    fn on_handout(&mut self, now: Time, named: &NamedPeers) {
+        let Some(blob) = self.tables.blob_slot(&named.digest) else {
+            return self.image_handout(now, named);
         };
         let own = self.context.network.me.id.clone();
-        let others = handout.peers.iter().filter(|info| info.id != own);
+        let others = named.peers.iter().filter(|info| info.id != own);
         let peers: Vec<PeerFacts> = others.map(|info| self.store_peer_info(info)).collect();
         self.machine.handle(now, Input::Handout { blob, peers });
     }
@@ -137,6 +139,16 @@ impl Driver {
                 },
             )
         });
+        let now = self.context.clock.now();
+        let neighbours = |(slot, blob): (BlobSlot, &BlobEntry)| NeighboursWanted {
+            digest: *blob.stored.digest(),
+            count: self.machine.neighbours_wanted(now, slot),
+        };
+        let holders = self.images.seeks.manifests();
+        let holders = holders.map(|digest| NeighboursWanted {
+            digest: *digest,
+            count: SOUGHT_HOLDERS,
+        });
         let manifests = sought
             .chain(held)
             .map(|(digest, state)| Change { digest, state });
@@ -148,6 +160,7 @@ impl Driver {
                 .chain(manifests)
                 .collect(),
             leases: self.machine.leases().filter_map(lease).collect(),
+            neighbours: self.tables.blobs().map(neighbours).chain(holders).collect(),
             connected: named(&mut self.tables.peers().filter(|peer| peer.link.is_some())),
             unreachable: self.unreachable(None),
         }

@@ -7,6 +7,7 @@ use flotilla_common::wire::origin::{REDIRECT_HEADER, REDIRECT_NEVER};
 use flotilla_runtime::identity::{Identity, IdentityError};
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, ClientBuilder};
+use rustls::ClientConfig;
 use serde::Deserialize;
 
 use crate::tracker_client::POLL_TIMEOUT;
@@ -15,6 +16,10 @@ use crate::tracker_client::POLL_TIMEOUT;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A response of which no bytes arrive for this long is aborted.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// While requests to a tracker are open, how often and how long it is asked for a sign of life. A
+/// tracker that parks requests sends nothing, as does one that is stopped.
+const PING_INTERVAL: Duration = Duration::from_secs(3);
+const PING_TIMEOUT: Duration = Duration::from_secs(3);
 /// Idle connections kept per host.
 const IDLE_CONNECTIONS: usize = 16;
 
@@ -49,7 +54,8 @@ pub(crate) fn origin_http_client(
         HeaderName::from_static(REDIRECT_HEADER),
         HeaderValue::from_static(REDIRECT_NEVER),
     );
-    let client = builder(identity)?
+    let client = builder(identity.https_client()?)
+        .http1_only()
         .default_headers(HeaderMap::from_iter([never]))
         .read_timeout(READ_TIMEOUT)
         .pool_max_idle_per_host(idle_connections)
@@ -58,7 +64,8 @@ pub(crate) fn origin_http_client(
 }
 
 /// A client of trackers that presents the peer's certificate and connects from `local_address`, if
-/// there is one.
+/// there is one. It speaks HTTP/2, so that one connection carries the requests that a tracker parks
+/// and all others.
 ///
 /// # Errors
 /// The identity is not valid for HTTPS.
@@ -66,21 +73,24 @@ pub fn tracker_http_client(
     identity: &Identity,
     local_address: Option<IpAddr>,
 ) -> Result<Client, BuildClientError> {
-    let client = builder(identity)?
+    let mut tls = identity.https_client()?;
+    tls.alpn_protocols = vec![b"h2".to_vec()];
+    let client = builder(tls)
+        .http2_prior_knowledge()
+        .http2_keep_alive_interval(PING_INTERVAL)
+        .http2_keep_alive_timeout(PING_TIMEOUT)
         .local_address(local_address)
         .read_timeout(POLL_TIMEOUT)
-        .pool_max_idle_per_host(IDLE_CONNECTIONS)
         .build()?;
     Ok(client)
 }
 
-fn builder(identity: &Identity) -> Result<ClientBuilder, BuildClientError> {
-    Ok(Client::builder()
-        .tls_backend_preconfigured(identity.https_client()?)
+fn builder(tls: ClientConfig) -> ClientBuilder {
+    Client::builder()
+        .tls_backend_preconfigured(tls)
         .no_proxy()
-        .http1_only()
         .tcp_nodelay(true)
-        .connect_timeout(CONNECT_TIMEOUT))
+        .connect_timeout(CONNECT_TIMEOUT)
 }
 
 /// The first message of an OCI error body.

@@ -3,9 +3,10 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use flotilla_common::chunk_map::ChunkMap;
+use flotilla_common::codec;
 use flotilla_common::digest::Digest;
 use flotilla_common::wire::tracker::{
-    AnnounceAnswer, BlobState, Change, HeldLease, LeaseAnswer, LeaseAsk,
+    AnnounceAnswer, BlobState, Change, HeldLease, LeaseAnswer, LeaseAsk, v1,
 };
 use reqwest::StatusCode;
 
@@ -126,12 +127,30 @@ async fn unspecified_address_becomes_the_client_address() {
     everywhere.want(blob()).await;
     let mut other = region.peer("other", "a");
     let request = other.request(true, vec![wanted(blob(), 0)]);
-    let AnnounceAnswer::Accepted { handouts, .. } = other.announce(request).await else {
+    let AnnounceAnswer::Accepted { peers, .. } = other.announce(request).await else {
         panic!("accepted")
     };
     assert_eq!(
-        handouts[0].peers[0].addr,
+        peers[0].addr,
         SocketAddr::from((Ipv4Addr::LOCALHOST, 4_001))
     );
+    region.stop().await;
+}
+
+#[tokio::test]
+async fn peers_of_older_builds_are_served() {
+    let region = Region::start(config()).await;
+    let mut new = region.peer("new", "a");
+    new.want(blob()).await;
+    let old = region.peer("old", "a");
+    let request = v1::AnnounceRequest::from(old.request(true, vec![wanted(blob(), 0)]));
+    let body = codec::encode(&request).unwrap();
+    let (status, body) = old.post(v1::ANNOUNCE_PATH, body).await;
+    assert_eq!(status, StatusCode::OK, "{}", String::from_utf8_lossy(&body));
+    let v1::AnnounceAnswer::Accepted { handouts, .. } = codec::decode(&body).unwrap() else {
+        panic!("accepted")
+    };
+    assert_eq!(handouts[0].peers, [new.info.clone()]);
+    assert_eq!(new.want(blob()).await, ["old"]);
     region.stop().await;
 }

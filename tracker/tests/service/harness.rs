@@ -8,7 +8,7 @@ use flotilla_common::codec;
 use flotilla_common::digest::Digest;
 use flotilla_common::wire::tracker::{
     ANNOUNCE_PATH, AnnounceAnswer, AnnounceRequest, BlobState, Change, LEASE_PATH, LeaseAnswer,
-    LeaseAsk, LeaseRequest, PeerInfo,
+    LeaseAsk, LeaseRequest, NeighboursWanted, PeerInfo,
 };
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::identity::client_without_trust;
@@ -95,6 +95,7 @@ impl Peer {
             epoch: self.epoch,
             sequence: self.sequence,
             full,
+            neighbours: sought(&changes),
             changes,
             leases: Vec::new(),
             connected: Vec::new(),
@@ -119,13 +120,15 @@ impl Peer {
     /// Announces in full that the peer wants `digest`. Returns the ids in the handout.
     pub(crate) async fn want(&mut self, digest: Digest) -> Vec<String> {
         let request = self.request(true, vec![wanted(digest, 0)]);
-        let AnnounceAnswer::Accepted { handouts, .. } = self.announce(request).await else {
+        let AnnounceAnswer::Accepted {
+            handouts, peers, ..
+        } = self.announce(request).await
+        else {
             panic!("a full announce is accepted")
         };
-        handouts[0]
-            .peers
-            .iter()
-            .map(|peer| peer.id.to_string())
+        let named = handouts[0].peers.iter();
+        named
+            .map(|named| peers[usize::from(named.index)].id.to_string())
             .collect()
     }
 
@@ -166,6 +169,19 @@ pub(crate) fn take(number: u64, missing: ChunkMap, starving: bool) -> LeaseAsk {
         starving,
         unreachable: Vec::new(),
     }
+}
+
+/// Sixteen neighbours for each wanted blob.
+fn sought(changes: &[Change]) -> Vec<NeighboursWanted> {
+    let wanted = changes
+        .iter()
+        .filter(|change| matches!(change.state, BlobState::Wanted { .. }));
+    wanted
+        .map(|change| NeighboursWanted {
+            digest: change.digest,
+            count: 16,
+        })
+        .collect()
 }
 
 pub(crate) fn wanted(digest: Digest, progress: u8) -> Change {

@@ -210,7 +210,7 @@ impl World {
             }),
             Output::Refuse { upload, reason } => self.answer(upload, Some(reason)),
             Output::Complete { .. } => self.complete[peer as usize] = true,
-            Output::Quarantine { .. } | Output::Announce => {}
+            Output::Quarantine { .. } | Output::Announce | Output::AnnounceSoon => {}
             other => panic!("unexpected without a tracker: {other:?}"),
         }
     }

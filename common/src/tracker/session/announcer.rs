@@ -3,22 +3,30 @@
 //! ```text
 //!  Unused ──start──▶ Due, with everything forgotten; and back from any phase: stop
 //!  Due{at} ──────▶ AwaitsSnapshot ──▶ InFlight ──accepted, resync──▶ Due
-//!   ▲ state changed: at most 5 ms away     └──failed, resync again──▶ BackingOff ──▶ AwaitsSnapshot
+//!   ▲ state changed: 5 ms to 1 s away      └──failed, resync again──▶ BackingOff ──▶ AwaitsSnapshot
 //! ```
+//!
+//! A peer that looks for neighbours announces at once. Other changes, such as a blob that is whole
+//! now, wait until some time has passed since the last announce: a pull of ten layers then sends
+//! three or four announces instead of ten.
 //!
 //! The first announce to a tracker is full, and so is the first one after a resync or a failure;
 //! the others carry the changes since the last one that the tracker accepted.
 
 use core::mem;
 use core::time::Duration;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use super::io::Urgency;
 use crate::digest::Digest;
 use crate::time::Time;
-use crate::wire::tracker::{BlobState, Change, MAX_CHANGES};
+use crate::wire::tracker::{BlobState, Change, MAX_CHANGES, NeighboursWanted};
 
 /// Changes within this time go into one announce.
 const COALESCE: Duration = Duration::from_millis(5);
+/// Time from an urgent announce to the next one that is not, and from that one to the next.
+const GAP_AFTER_URGENT: Duration = Duration::from_millis(250);
+const GAP: Duration = Duration::from_secs(1);
 /// Pause after a failed announce. Changes of the peer's state do not shorten it.
 pub(super) const RETRY: Duration = Duration::from_secs(1);
 
@@ -51,7 +59,11 @@ pub(super) struct Announcer {
     /// The blobs in the last announce that the tracker accepted.
     announced: BTreeMap<Digest, BlobState>,
     /// The peer's state changed after the last snapshot was requested.
-    has_changed: bool,
+    changed: Option<Urgency>,
+    /// Until then, changes that are not urgent wait.
+    not_before: Time,
+    /// Whether the next announce is urgent.
+    is_urgent: bool,
     accepted: u64,
     /// Whether an announce was answered with a resync, and none was accepted since.
     is_resynced: bool,
@@ -65,7 +77,9 @@ impl Announcer {
             epoch: 0,
             sequence: 0,
             announced: BTreeMap::new(),
-            has_changed: false,
+            changed: None,
+            not_before: Time::ZERO,
+            is_urgent: true,
             accepted: 0,
             is_resynced: false,
         }
@@ -113,11 +127,16 @@ impl Announcer {
         }
     }
 
-    /// Announces as soon as possible.
-    pub(super) fn mark_changed(&mut self, now: Time) {
-        self.has_changed = true;
+    /// Announces the peer's state at once or soon.
+    pub(super) fn mark_changed(&mut self, now: Time, urgency: Urgency) {
+        self.changed = self.changed.max(Some(urgency));
         if let Phase::Due { at } = &mut self.phase {
-            *at = (*at).min(now + COALESCE);
+            let due = match urgency {
+                Urgency::Now => now + COALESCE,
+                Urgency::Soon => self.not_before.max(now + COALESCE),
+            };
+            *at = (*at).min(due);
+            self.is_urgent |= urgency == Urgency::Now;
         }
     }
 
@@ -126,13 +145,24 @@ impl Announcer {
         let is_due = self.poll_timeout().is_some_and(|due_at| due_at <= now);
         if is_due {
             self.phase = Phase::AwaitsSnapshot;
-            self.has_changed = false;
+            self.changed = None;
+            let gap = if self.is_urgent {
+                GAP_AFTER_URGENT
+            } else {
+                GAP
+            };
+            self.not_before = now + gap;
+            self.is_urgent = false;
         }
         is_due
     }
 
-    /// The announce of `blobs`; `None` if none is due.
-    pub(super) fn announce(&mut self, blobs: Vec<Change>) -> Option<Announcement> {
+    /// The announce of `blobs` by a peer that looks for these neighbours; `None` if none is due.
+    pub(super) fn announce(
+        &mut self,
+        blobs: Vec<Change>,
+        neighbours: &[NeighboursWanted],
+    ) -> Option<Announcement> {
         if self.phase != Phase::AwaitsSnapshot {
             return None;
         }
@@ -141,7 +171,7 @@ impl Announcer {
             epoch: self.epoch,
             sequence: self.sequence,
             full,
-            changes: self.changes(full, &blobs),
+            changes: self.changes(full, &blobs, neighbours),
         };
         let blobs = blobs.into_iter();
         let blobs = blobs.map(|change| (change.digest, change.state)).collect();
@@ -149,19 +179,25 @@ impl Announcer {
         Some(announcement)
     }
 
-    /// The changes since the last accepted announce. Wanted blobs are always among them, because
-    /// only they get a handout.
-    fn changes(&self, full: bool, blobs: &[Change]) -> Vec<Change> {
+    /// The changes since the last accepted announce, and the blobs for which the peer looks for
+    /// neighbours: trackers of older builds answer with neighbours for the wanted blobs among the
+    /// changes.
+    fn changes(
+        &self,
+        full: bool,
+        blobs: &[Change],
+        neighbours: &[NeighboursWanted],
+    ) -> Vec<Change> {
+        let sought: BTreeSet<&Digest> = neighbours.iter().map(|wanted| &wanted.digest).collect();
         let is_sent = |change: &&Change| {
-            full || matches!(change.state, BlobState::Wanted { .. })
+            full || sought.contains(&change.digest)
                 || self.announced.get(&change.digest) != Some(&change.state)
         };
         let mut changes: Vec<Change> = blobs.iter().filter(is_sent).cloned().collect();
         if !full {
-            let gone = self
-                .announced
-                .keys()
-                .filter(|digest| blobs.iter().all(|change| change.digest != **digest));
+            let present: BTreeSet<&Digest> = blobs.iter().map(|change| &change.digest).collect();
+            let announced = self.announced.keys();
+            let gone = announced.filter(|digest| !present.contains(digest));
             changes.extend(gone.map(|digest| Change {
                 digest: *digest,
                 state: BlobState::Gone,
@@ -181,8 +217,8 @@ impl Announcer {
         self.sequence += 1;
         self.accepted += 1;
         self.is_resynced = false;
-        if self.has_changed {
-            self.mark_changed(now);
+        if let Some(urgency) = self.changed {
+            self.mark_changed(now, urgency);
         }
     }
 
@@ -196,6 +232,7 @@ impl Announcer {
         self.epoch = epoch;
         self.sequence = 0;
         self.phase = Phase::Due { at: now + COALESCE };
+        self.is_urgent = true;
     }
 
     /// The announce was not answered.

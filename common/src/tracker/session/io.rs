@@ -9,8 +9,8 @@ use crate::chunk_map::ChunkMap;
 use crate::digest::Digest;
 use crate::name::PeerId;
 use crate::wire::tracker::{
-    AnnounceAnswer, AnnounceRequest, Change, Handout, HeldLease, LeaseAnswer, LeaseAsk,
-    LeaseRequest,
+    AnnounceAnswer, AnnounceRequest, Change, HeldLease, LeaseAnswer, LeaseAsk, LeaseRequest,
+    NeighboursWanted, PeerInfo,
 };
 
 /// The part of a peer's state that announces carry.
@@ -20,17 +20,37 @@ pub struct PeerSnapshot {
     pub blobs: Vec<Change>,
     /// Leases that it believes it holds.
     pub leases: Vec<HeldLease>,
+    /// The wanted blobs for which it looks for neighbours.
+    pub neighbours: Vec<NeighboursWanted>,
     /// Peers that it is connected to.
     pub connected: Vec<PeerId>,
     /// Peers that it could not reach lately; the session sends a bounded number of them.
     pub unreachable: Vec<PeerId>,
 }
 
+/// How soon the trackers need to know a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+pub enum Urgency {
+    /// With the next announce: soon after the last one, but not at once.
+    Soon,
+    /// At once: the peer looks for neighbours.
+    Now,
+}
+
+/// Peers that a tracker named for one blob.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct NamedPeers {
+    /// The blob.
+    pub digest: Digest,
+    /// The peers.
+    pub peers: Vec<PeerInfo>,
+}
+
 /// An event for the session.
 #[derive(Clone, Debug, Encode, Decode)]
 pub enum SessionInput {
-    /// The peer's state changed: all trackers get an announce soon.
-    StateChanged,
+    /// The peer's state changed: all trackers get an announce.
+    StateChanged(Urgency),
     /// The answer to [`SessionOutput::NeedSnapshot`].
     Snapshot {
         /// Index of the tracker that the snapshot was requested for.
@@ -173,7 +193,7 @@ pub enum SessionOutput {
         reason: CancelReason,
     },
     /// Neighbours that a tracker named.
-    Handouts(Vec<Handout>),
+    Handouts(Vec<NamedPeers>),
     /// The requested lease was granted.
     LeaseGranted {
         /// The blob.

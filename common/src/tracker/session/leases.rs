@@ -10,24 +10,35 @@
 //! group is not used any more, its requests begin again with the nearest one.
 //!
 //! Only a lease request waits in `Announcing`: a tracker grants nothing to a peer that it does not
-//! know in the blob's swarm. Updates are posted at once.
+//! know in the blob's swarm. Updates are posted at once. If the answer to the announce names peers
+//! that hold chunks of the blob, the request waits until these have had time to say which: most
+//! peers that join a swarm find everything there and need no lease.
+//!
+//! A request that is not needed any more stays parked, because it does no harm: a tracker grants
+//! chunks that the swarm has not got, and answers it once the peer announces the whole blob. Only a
+//! starving request is withdrawn, because chunks that the swarm has lost are granted to it.
 
 use core::time::Duration;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::announcer::{Announcer, RETRY};
 use super::exchanges::{ExchangeId, Exchanges, Purpose, REQUEST_TIMEOUT};
 use super::groups::Groups;
 use super::health::TrackerHealth;
-use super::io::{CancelReason, SessionOutput, TrackerRequest};
+use super::io::{CancelReason, NamedPeers, SessionOutput, TrackerRequest, Urgency};
 use super::limits;
 use crate::digest::Digest;
 use crate::name::PeerId;
 use crate::time::Time;
-use crate::wire::tracker::{Handout, LeaseAnswer, LeaseAsk, LeaseRequest};
+use crate::wire::tracker::{BlobState, Change, Handout, LeaseAnswer, LeaseAsk, LeaseRequest};
 
 /// How long a lease request waits for its blob to be announced.
 const ANNOUNCED_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a lease request waits for the holdings of peers that the tracker has just named: a dial,
+/// a handshake and a greeting.
+const GREETING_TIMEOUT: Duration = Duration::from_millis(250);
+/// Requests that are parked at trackers although they are not needed any more.
+const MAX_IDLE_REQUESTS: usize = 8;
 /// For a lease request: the longest time that a tracker parks it, and some more.
 pub(super) const PARKED_TIMEOUT: Duration = Duration::from_secs(30);
 /// A tracker that sent nothing for this long while a request waits for it gets an announce, because
@@ -49,11 +60,23 @@ enum Stage {
     },
 }
 
+/// How a request ended that is not needed any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Withdrawal {
+    /// The tracker need not know.
+    Silent,
+    /// The tracker must be told.
+    Posted,
+}
+
 /// A lease request or update under way.
 #[derive(Debug)]
 struct PendingAsk {
     digest: Digest,
     ask: LeaseAsk,
+    asked_at: Time,
+    /// Whether it is the first request for the blob, which may be delayed.
+    is_first: bool,
     tracker: usize,
     /// Trackers to ask after this one, the last of them first.
     next: Vec<usize>,
@@ -79,6 +102,10 @@ pub(super) struct LeaseRequests {
     asks: BTreeMap<AskId, PendingAsk>,
     /// The request of each blob whose outcome counts.
     current: BTreeMap<Digest, AskId>,
+    /// Blobs that a lease was asked for: their next requests are not delayed.
+    asked: BTreeSet<Digest>,
+    /// Over how long first requests are spread, as a tracker said last.
+    delay: Duration,
     last_ask: u64,
     /// Number of the last lease request, as [`LeaseAsk::Take`] carries it.
     last_take: u64,
@@ -101,13 +128,23 @@ impl LeaseRequests {
     ) {
         self.last_ask += 1;
         let id = AskId(self.last_ask);
-        if matches!(ask, LeaseAsk::Take { .. }) {
-            self.current.insert(digest, id);
+        let mut asked_at = ctx.now;
+        let mut is_first = false;
+        if let LeaseAsk::Take { starving, .. } = &ask {
+            is_first = self.asked.insert(digest) && !starving;
+            if let Some(former) = self.current.insert(digest, id)
+                && let Some(former) = self.take_unposted(former)
+            {
+                is_first = former.is_first && !starving;
+                asked_at = former.asked_at;
+            }
         }
         trackers.reverse();
         let pending = PendingAsk {
             digest,
             ask,
+            asked_at,
+            is_first,
             tracker: trackers.last().copied().unwrap_or_default(),
             next: trackers,
             first_unreachable: false,
@@ -117,9 +154,63 @@ impl LeaseRequests {
         self.try_next(id, ctx);
     }
 
+    /// First requests are spread over this time from now on.
+    pub(super) fn set_delay(&mut self, delay: Duration) {
+        self.delay = delay;
+    }
+
+    /// Only these blobs were asked for before: a blob that the peer wants again later is new.
+    pub(super) fn forget_delays(&mut self, blobs: &[Change]) {
+        if !self.asked.is_empty() {
+            let is_wanted = |change: &&Change| matches!(change.state, BlobState::Wanted { .. });
+            let wanted = blobs.iter().filter(is_wanted).map(|change| change.digest);
+            let wanted: BTreeSet<Digest> = wanted.collect();
+            self.asked.retain(|digest| wanted.contains(digest));
+        }
+    }
+
+    /// Removes a request that no tracker has.
+    fn take_unposted(&mut self, id: AskId) -> Option<PendingAsk> {
+        match self.asks.get(&id)?.stage {
+            Stage::Announcing { .. } => self.asks.remove(&id),
+            Stage::Posted { .. } => None,
+        }
+    }
+
+    /// Until when a request is delayed.
+    fn delayed_until(&self, ask: &PendingAsk, peer: &PeerId) -> Time {
+        if ask.is_first {
+            ask.asked_at + self.delay.mul_f64(fraction(peer, &ask.digest))
+        } else {
+            ask.asked_at
+        }
+    }
+
     /// The outcome of the blob's request does not count any more.
-    pub(super) fn withdraw(&mut self, digest: &Digest) {
-        self.current.remove(digest);
+    pub(super) fn withdraw(&mut self, digest: &Digest) -> Withdrawal {
+        let Some(id) = self.current.remove(digest) else {
+            return Withdrawal::Silent;
+        };
+        if self.take_unposted(id).is_some() {
+            return Withdrawal::Silent;
+        }
+        let Some(ask) = self.asks.get(&id) else {
+            return Withdrawal::Silent;
+        };
+        let is_starving = matches!(ask.ask, LeaseAsk::Take { starving: true, .. });
+        if is_starving || self.idle_requests() > MAX_IDLE_REQUESTS {
+            Withdrawal::Posted
+        } else {
+            Withdrawal::Silent
+        }
+    }
+
+    /// Requests under way whose outcome does not count any more.
+    fn idle_requests(&self) -> usize {
+        let is_idle = |(id, ask): &(&AskId, &PendingAsk)| {
+            matches!(ask.ask, LeaseAsk::Take { .. }) && self.current.get(&ask.digest) != Some(id)
+        };
+        self.asks.iter().filter(is_idle).count()
     }
 
     /// A tracker answered. Returns the lease to give back, if it granted one that is not needed.
@@ -136,7 +227,7 @@ impl LeaseRequests {
         }
         let ask = self.asks.remove(&id)?;
         if answer == LeaseAnswer::Unknown {
-            ctx.announcers[ask.tracker].mark_changed(ctx.now);
+            ctx.announcers[ask.tracker].mark_changed(ctx.now, Urgency::Now);
         }
         self.finish(id, &ask, Some(answer), ctx)
     }
@@ -176,8 +267,14 @@ impl LeaseRequests {
         taken
     }
 
-    /// A tracker accepted an announce: requests that waited for it are posted.
-    pub(super) fn on_announced(&mut self, tracker: usize, ctx: &mut LeaseContext<'_>) {
+    /// A tracker accepted an announce: requests that waited for it are posted, or wait for the
+    /// peers in its handouts.
+    pub(super) fn on_announced(
+        &mut self,
+        tracker: usize,
+        handouts: &[Handout],
+        ctx: &mut LeaseContext<'_>,
+    ) {
         let announcer = &ctx.announcers[tracker];
         let is_ready = |ask: &PendingAsk| {
             ask.tracker == tracker
@@ -185,7 +282,20 @@ impl LeaseRequests {
                 && announcer.has_announced(&ask.digest)
         };
         for id in self.asks_of(is_ready) {
-            self.post(id, ctx);
+            let Some(ask) = self.asks.get(&id) else {
+                continue;
+            };
+            let mut handouts = handouts.iter();
+            let handout = handouts.find(|handout| handout.digest == ask.digest);
+            let has_holder =
+                handout.is_some_and(|handout| handout.peers.iter().any(|peer| peer.progress > 0));
+            let greeted_at = if has_holder {
+                ctx.now + GREETING_TIMEOUT
+            } else {
+                ctx.now
+            };
+            let until = greeted_at.max(self.delayed_until(ask, ctx.peer));
+            self.post_at(id, until, ctx);
         }
     }
 
@@ -208,7 +318,7 @@ impl LeaseRequests {
                         .health
                         .last_answer_older_than(now, ask.tracker, PROBE_AFTER)
                     {
-                        ctx.announcers[ask.tracker].mark_changed(now);
+                        ctx.announcers[ask.tracker].mark_changed(now, Urgency::Now);
                     }
                 }
             }
@@ -242,18 +352,26 @@ impl LeaseRequests {
             }
             let must_wait = matches!(ask.ask, LeaseAsk::Take { .. })
                 && !ctx.announcers[tracker].has_announced(&ask.digest);
-            if must_wait {
-                ask.stage = Stage::Announcing {
-                    until: ctx.now + ANNOUNCED_TIMEOUT,
-                };
-            } else {
-                self.post(id, ctx);
-            }
+            let until = match self.asks.get(&id) {
+                _ if must_wait => ctx.now + ANNOUNCED_TIMEOUT,
+                Some(ask) => self.delayed_until(ask, ctx.peer),
+                None => ctx.now,
+            };
+            self.post_at(id, until, ctx);
             return;
         }
         if let Some(ask) = self.asks.remove(&id) {
             // Without an answer there is no lease to give back.
             let _ = self.finish(id, &ask, None, ctx);
+        }
+    }
+
+    /// Posts now or at this time.
+    fn post_at(&mut self, id: AskId, until: Time, ctx: &mut LeaseContext<'_>) {
+        if until <= ctx.now {
+            self.post(id, ctx);
+        } else if let Some(ask) = self.asks.get_mut(&id) {
+            ask.stage = Stage::Announcing { until };
         }
     }
 
@@ -323,6 +441,15 @@ impl PendingAsk {
     }
 }
 
+/// A number from 0 to 1 that is another one for each peer and blob (FNV-1a).
+fn fraction(peer: &PeerId, digest: &Digest) -> f64 {
+    let bytes = peer.as_str().bytes().chain(digest.hash().iter().copied());
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    (hash >> 11) as f64 / (1_u64 << 53) as f64
+}
+
 fn report(digest: Digest, answer: Option<LeaseAnswer>, outputs: &mut VecDeque<SessionOutput>) {
     let retry_after = match answer {
         Some(LeaseAnswer::Granted { chunk, term_ms }) => {
@@ -334,8 +461,11 @@ fn report(digest: Digest, answer: Option<LeaseAnswer>, outputs: &mut VecDeque<Se
         }
         Some(LeaseAnswer::Wait { retry_ms }) => limits::wait(retry_ms),
         Some(LeaseAnswer::Dial { peer }) => {
-            let peers = vec![peer];
-            outputs.push_back(SessionOutput::Handouts(vec![Handout { digest, peers }]));
+            let named = NamedPeers {
+                digest,
+                peers: vec![peer],
+            };
+            outputs.push_back(SessionOutput::Handouts(vec![named]));
             Duration::ZERO
         }
         // The peer's machine has a pause of its own between two requests.

@@ -9,14 +9,12 @@ use super::exchanges::{ExchangeId, Exchanges, Purpose, REQUEST_TIMEOUT, TrackerE
 use super::groups::{Groups, TrackerUrl};
 use super::health::{HealthChange, TrackerHealth};
 use super::io::{CancelReason, PeerSnapshot, SessionInput, SessionOutput, TrackerRequest};
-use super::leases::{LeaseContext, LeaseRequests, PARKED_TIMEOUT};
+use super::leases::{LeaseContext, LeaseRequests, PARKED_TIMEOUT, Withdrawal};
 use super::limits;
 use crate::digest::Digest;
 use crate::name::{PeerId, RegionName};
 use crate::time::Time;
-use crate::wire::tracker::{
-    AnnounceAnswer, AnnounceRequest, Change, LeaseAnswer, LeaseAsk, PeerInfo,
-};
+use crate::wire::tracker::{AnnounceAnswer, AnnounceRequest, LeaseAnswer, LeaseAsk, PeerInfo};
 
 /// A tracker that does not answer an announce within this time counts as unresponsive. The last
 /// one of its group that answers gets twice as long.
@@ -163,9 +161,9 @@ impl TrackerSession {
                 }
             }
             _ if self.is_leaving => {}
-            SessionInput::StateChanged => {
+            SessionInput::StateChanged(urgency) => {
                 for announcer in &mut self.announcers {
-                    announcer.mark_changed(now);
+                    announcer.mark_changed(now, urgency);
                 }
             }
             SessionInput::Snapshot { tracker, snapshot } => self.announce(now, tracker, snapshot),
@@ -185,8 +183,9 @@ impl TrackerSession {
                 self.ask(now, digest, take);
             }
             SessionInput::WithdrawRequest { digest } => {
-                self.leases.withdraw(&digest);
-                self.ask(now, digest, LeaseAsk::Drop);
+                if self.leases.withdraw(&digest) == Withdrawal::Posted {
+                    self.ask(now, digest, LeaseAsk::Drop);
+                }
             }
             SessionInput::UpdateLease { digest, update } => self.ask(now, digest, update.into()),
             SessionInput::Leave => self.leave(now),
@@ -194,12 +193,21 @@ impl TrackerSession {
     }
 
     fn announce(&mut self, now: Time, tracker: usize, snapshot: PeerSnapshot) {
-        let is_responsible = |change: &Change| self.groups.is_responsible(tracker, &change.digest);
+        let is_responsible = |digest: &Digest| self.groups.is_responsible(tracker, digest);
         let mut blobs = snapshot.blobs;
-        blobs.retain(is_responsible);
+        self.leases.forget_delays(&blobs);
+        blobs.retain(|change| is_responsible(&change.digest));
+        let mut neighbours = snapshot.neighbours;
+        neighbours.retain(|wanted| wanted.count > 0 && is_responsible(&wanted.digest));
         let announcer = self.announcers.get_mut(tracker);
-        let Some(announcement) = announcer.and_then(|announcer| announcer.announce(blobs)) else {
+        let announcement = announcer.and_then(|it| it.announce(blobs, &neighbours));
+        let Some(announcement) = announcement else {
             return;
+        };
+        // They only matter for the choice of neighbours.
+        let connected = match neighbours.is_empty() {
+            true => Vec::new(),
+            false => snapshot.connected,
         };
         let mut unreachable = snapshot.unreachable;
         unreachable.truncate(MAX_UNREACHABLE);
@@ -210,7 +218,8 @@ impl TrackerSession {
             full: announcement.full,
             changes: announcement.changes,
             leases: snapshot.leases,
-            connected: snapshot.connected,
+            neighbours,
+            connected,
             unreachable,
             leaving: false,
         };
@@ -237,15 +246,20 @@ impl TrackerSession {
             AnnounceAnswer::Accepted {
                 epoch,
                 next_ms,
+                lease_delay_ms,
+                peers,
                 handouts,
             } => {
                 let next = limits::interval(next_ms);
                 self.announcers[tracker].accept(now, epoch, next);
                 let (leases, mut ctx) = self.lease_context(now);
-                leases.on_announced(tracker, &mut ctx);
+                if !handouts.is_empty() {
+                    leases.set_delay(limits::lease_delay(lease_delay_ms));
+                }
+                leases.on_announced(tracker, &handouts, &mut ctx);
                 self.on_answered(now, tracker);
                 if !handouts.is_empty() {
-                    let handouts = limits::handouts(handouts);
+                    let handouts = limits::handouts(&peers, &handouts);
                     self.outputs.push_back(SessionOutput::Handouts(handouts));
                 }
             }
@@ -371,6 +385,7 @@ impl TrackerSession {
             full: true,
             changes: Vec::new(),
             leases: Vec::new(),
+            neighbours: Vec::new(),
             connected: Vec::new(),
             unreachable: Vec::new(),
             leaving: true,

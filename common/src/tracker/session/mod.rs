@@ -40,6 +40,7 @@ mod tests;
 pub use exchanges::ExchangeId;
 pub use groups::TrackerUrl;
 pub use io::{
-    CancelReason, LeaseUpdate, PeerSnapshot, SessionInput, SessionOutput, TrackerRequest,
+    CancelReason, LeaseUpdate, NamedPeers, PeerSnapshot, SessionInput, SessionOutput,
+    TrackerRequest, Urgency,
 };
 pub use machine::TrackerSession;

@@ -1,6 +1,8 @@
 //! The session on a virtual clock; each test plays the shell and the trackers.
 
+mod announces;
 mod groups;
+mod lease_requests;
 mod limits;
 
 use core::time::Duration;
@@ -8,10 +10,11 @@ use core::time::Duration;
 use super::*;
 use crate::chunk_map::ChunkMap;
 use crate::digest::Digest;
+use crate::name::PeerId;
 use crate::time::Time;
 use crate::wire::tracker::{
     AnnounceAnswer, AnnounceRequest, BlobState, Change, Handout, LeaseAnswer, LeaseAsk,
-    LeaseRequest, PeerInfo,
+    LeaseRequest, NamedPeer, NeighboursWanted, PeerInfo,
 };
 
 const EPOCH: u64 = 7;
@@ -52,6 +55,8 @@ fn held(number: u8) -> Change {
 struct Shell {
     session: TrackerSession,
     blobs: Vec<Change>,
+    neighbours: Vec<NeighboursWanted>,
+    connected: Vec<PeerId>,
 }
 
 impl Shell {
@@ -69,6 +74,8 @@ impl Shell {
         Self {
             session: TrackerSession::new(ms(0), info("me"), trackers),
             blobs: Vec::new(),
+            neighbours: Vec::new(),
+            connected: Vec::new(),
         }
     }
 
@@ -80,6 +87,8 @@ impl Shell {
             if let SessionOutput::NeedSnapshot { tracker } = output {
                 let snapshot = PeerSnapshot {
                     blobs: self.blobs.clone(),
+                    neighbours: self.neighbours.clone(),
+                    connected: self.connected.clone(),
                     ..PeerSnapshot::default()
                 };
                 self.handle(now, SessionInput::Snapshot { tracker, snapshot });
@@ -106,6 +115,8 @@ impl Shell {
         let answer = AnnounceAnswer::Accepted {
             epoch: EPOCH,
             next_ms: INTERVAL_MS,
+            lease_delay_ms: 0,
+            peers: Vec::new(),
             handouts: Vec::new(),
         };
         self.handle(now, SessionInput::AnnounceAnswered { exchange, answer });
@@ -190,12 +201,12 @@ fn first_announce_is_full_and_later_ones_carry_changes() {
         digest: blob(2),
         state: BlobState::Gone,
     };
-    assert_eq!(second.changes, vec![wanted(1), held(3), gone]);
+    assert_eq!(second.changes, vec![held(3), gone]);
     shell.accept(ms(5_010), exchange);
 
     let (_, third) = shell.announce(ms(10_010));
     assert_eq!(third.sequence, 2);
-    assert_eq!(third.changes, vec![wanted(1)], "only for its handout");
+    assert!(third.changes.is_empty());
 }
 
 #[test]
@@ -216,11 +227,11 @@ fn resync_makes_next_announce_full_with_new_epoch() {
 #[test]
 fn changes_within_five_milliseconds_go_into_one_announce() {
     let mut shell = Shell::announced(1, Vec::new());
-    shell.handle(ms(100), SessionInput::StateChanged);
-    shell.handle(ms(104), SessionInput::StateChanged);
+    shell.handle(ms(100), SessionInput::StateChanged(Urgency::Now));
+    shell.handle(ms(104), SessionInput::StateChanged(Urgency::Now));
     assert_eq!(shell.session.poll_timeout(), Some(ms(105)));
     let (exchange, _) = shell.announce(ms(105));
-    shell.handle(ms(106), SessionInput::StateChanged);
+    shell.handle(ms(106), SessionInput::StateChanged(Urgency::Now));
     assert_eq!(
         announces(shell.outputs(ms(107))),
         Vec::new(),
@@ -240,7 +251,7 @@ fn failed_announce_is_retried_in_full_after_a_second() {
         vec![SessionOutput::Unreachable],
         "it was the only tracker"
     );
-    shell.handle(ms(5_020), SessionInput::StateChanged);
+    shell.handle(ms(5_020), SessionInput::StateChanged(Urgency::Now));
     assert_eq!(shell.outputs(ms(6_009)), Vec::new());
     let (exchange, full) = shell.announce(ms(6_010));
     assert_eq!((full.epoch, full.sequence, full.full), (0, 0, true));
@@ -347,8 +358,7 @@ fn lease_granted_to_a_withdrawn_request_is_given_back() {
     shell.request_lease(ms(0), digest);
     let (exchange, ..) = shell.lease_post(ms(0));
     shell.handle(ms(5), SessionInput::WithdrawRequest { digest });
-    let (_, _, drop) = shell.lease_post(ms(5));
-    assert_eq!(drop.ask, LeaseAsk::Drop);
+    assert_eq!(shell.outputs(ms(5)), Vec::new());
     let granted = LeaseAnswer::Granted {
         chunk: 3,
         term_ms: 1_000,
@@ -407,7 +417,7 @@ fn named_holder_is_handed_out() {
     assert_eq!(
         shell.outputs(ms(10)),
         vec![
-            SessionOutput::Handouts(vec![Handout { digest, peers }]),
+            SessionOutput::Handouts(vec![NamedPeers { digest, peers }]),
             SessionOutput::LeaseWait {
                 digest,
                 retry_after: Duration::ZERO
@@ -539,7 +549,7 @@ fn leaving_tells_every_tracker_and_sends_nothing_else() {
     }
     assert!(shell.session.has_left());
     shell.request_lease(ms(120), blob(1));
-    shell.handle(ms(120), SessionInput::StateChanged);
+    shell.handle(ms(120), SessionInput::StateChanged(Urgency::Now));
     assert_eq!(shell.outputs(ms(6_000)), Vec::new());
     assert_eq!(shell.session.poll_timeout(), None);
 }

@@ -5,7 +5,7 @@ mod leases;
 mod proptests;
 mod stalls;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use core::time::Duration;
 
@@ -110,11 +110,17 @@ impl Harness {
             full: true,
             changes: Vec::new(),
             leases: Vec::new(),
+            neighbours: Vec::new(),
             connected: Vec::new(),
             unreachable: Vec::new(),
             leaving: false,
         };
         change(&mut announce);
+        if announce.neighbours.is_empty() {
+            let changes = announce.changes.iter();
+            let wanted = changes.filter(|it| matches!(it.state, SwarmRole::Wanted(_)));
+            announce.neighbours = wanted.map(|change| (change.blob, 16)).collect();
+        }
         self.sequences.insert(peer, announce.sequence);
         self.handle(TrackerInput::Announce(announce));
         self.announced[&request].clone()
@@ -131,7 +137,7 @@ impl Harness {
         handouts
             .into_iter()
             .next()
-            .map(|(_, peers)| peers)
+            .map(|handout| handout.peers.into_iter().map(|(peer, _)| peer).collect())
             .unwrap_or_default()
     }
 
@@ -296,11 +302,58 @@ fn connected_peers_come_first_in_three_quarters_of_a_handout() {
     let AnnounceOutcome::Accepted { handouts, .. } = answer else {
         panic!("{answer:?}")
     };
-    let peers = &handouts[0].1;
+    let peers: Vec<PeerSlot> = handouts[0].peers.iter().map(|(peer, _)| *peer).collect();
     let known = peers.iter().filter(|peer| connected.contains(peer)).count();
     assert_eq!(peers.len(), 16);
     assert!((9..16).contains(&known), "{known} connected");
     assert!(!peers.contains(&PeerSlot(50)));
+}
+
+#[test]
+fn blobs_of_one_image_get_the_same_neighbours() {
+    let mut tracker = Harness::new(TrackerConfig::default());
+    let blobs: Vec<BlobSlot> = (0..10).map(BlobSlot).collect();
+    for peer in 0..100 {
+        tracker.announce_with(PeerSlot(peer), 0, |announce| {
+            // A third of the peers pulls an image that shares the first two blobs.
+            let count = if peer % 3 == 0 { 2 } else { 10 };
+            announce.changes = blobs[..count].iter().copied().map(wanted).collect();
+        });
+    }
+    let answer = tracker.announce_with(PeerSlot(100), 0, |announce| {
+        announce.changes = blobs.iter().copied().map(wanted).collect();
+    });
+    let AnnounceOutcome::Accepted { handouts, .. } = answer else {
+        panic!("{answer:?}")
+    };
+    let named: BTreeSet<PeerSlot> = handouts
+        .iter()
+        .inspect(|handout| assert_eq!(handout.peers.len(), 16))
+        .flat_map(|handout| handout.peers.iter().map(|(peer, _)| *peer))
+        .collect();
+    assert!(
+        (16..=26).contains(&named.len()),
+        "{} peers named for ten blobs",
+        named.len()
+    );
+}
+
+#[test]
+fn only_sought_neighbours_are_named() {
+    let mut tracker = Harness::new(TrackerConfig::default());
+    tracker.join_all(0..100);
+    let answer = tracker.announce_with(PeerSlot(100), 0, |announce| {
+        announce.changes = vec![wanted(BLOB), wanted(BlobSlot(1))];
+        announce.neighbours = vec![(BLOB, 3)];
+    });
+    let AnnounceOutcome::Accepted { handouts, .. } = answer else {
+        panic!("{answer:?}")
+    };
+    let counts: Vec<_> = handouts
+        .iter()
+        .map(|it| (it.blob, it.peers.len()))
+        .collect();
+    assert_eq!(counts, [(BLOB, 3)]);
 }
 
 #[test]

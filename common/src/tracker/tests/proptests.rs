@@ -407,7 +407,9 @@ proptest! {
                 facts.insert((peer, blob), progress);
             }
             if let AnnounceOutcome::Accepted { handouts, .. } = answer {
-                for (blob, peers) in handouts {
+                for Handout { blob, peers } in handouts {
+                    prop_assert!(peers.iter().all(|(other, progress)| facts.get(&(*other, blob)) == Some(progress)));
+                    let peers: Vec<PeerSlot> = peers.into_iter().map(|(other, _)| other).collect();
                     let distinct: BTreeSet<PeerSlot> = peers.iter().copied().collect();
                     prop_assert_eq!(distinct.len(), peers.len());
                     prop_assert!(!distinct.contains(&peer));

@@ -1,4 +1,9 @@
 //! Between a peer and a tracker, over HTTP: announces with handouts, and separate lease requests.
+//!
+//! Announces have version 2; [`v1`] has those of older builds. A peer that meets an older tracker
+//! sends version 1, and a tracker serves both.
+
+pub mod v1;
 
 use core::net::SocketAddr;
 
@@ -9,7 +14,7 @@ use crate::digest::Digest;
 use crate::name::{PeerId, RegionName, ZoneName};
 
 /// The path of announces.
-pub const ANNOUNCE_PATH: &str = "/flotilla/v1/announce";
+pub const ANNOUNCE_PATH: &str = "/flotilla/v2/announce";
 /// The path of lease requests.
 pub const LEASE_PATH: &str = "/flotilla/v1/lease";
 /// Progress of a peer that holds the whole blob; 0 is none of it.
@@ -42,7 +47,7 @@ pub struct Change {
 /// A peer's part in one swarm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum BlobState {
-    /// It wants the blob and requests neighbours.
+    /// It wants the blob.
     Wanted {
         /// Fifteenths held, rounded down.
         progress: u8,
@@ -85,6 +90,15 @@ pub struct HeldLease {
     pub chunks: u32,
 }
 
+/// How many neighbours a peer looks for to exchange a blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct NeighboursWanted {
+    /// The blob.
+    pub digest: Digest,
+    /// Their number; the tracker may name fewer.
+    pub count: u8,
+}
+
 /// One announce: the peer's changes, all blobs together.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct AnnounceRequest {
@@ -96,11 +110,13 @@ pub struct AnnounceRequest {
     pub sequence: u64,
     /// Whether `changes` are the peer's whole state.
     pub full: bool,
-    /// What changed.
+    /// What changed, and the state of each blob in `neighbours`.
     pub changes: Vec<Change>,
     /// Leases held, all of them.
     pub leases: Vec<HeldLease>,
-    /// Peers that it is connected to: they are preferred among equals.
+    /// The blobs for which it looks for neighbours.
+    pub neighbours: Vec<NeighboursWanted>,
+    /// Peers that it is connected to: they are preferred among equals. Empty if `neighbours` is.
     pub connected: Vec<PeerId>,
     /// Peers that it recently could not reach.
     pub unreachable: Vec<PeerId>,
@@ -123,7 +139,12 @@ pub enum AnnounceAnswer {
         epoch: u64,
         /// Milliseconds until the next announce.
         next_ms: u32,
-        /// Neighbours for each blob wanted.
+        /// In milliseconds: the peer waits for a random part of this time before it first asks for
+        /// a lease on a blob, unless it starves. Large swarms need the requests of some peers only.
+        lease_delay_ms: u32,
+        /// The peers that `handouts` name.
+        peers: Vec<PeerInfo>,
+        /// Neighbours for each blob in [`AnnounceRequest::neighbours`].
         handouts: Vec<Handout>,
     },
 }
@@ -134,7 +155,16 @@ pub struct Handout {
     /// The blob.
     pub digest: Digest,
     /// Peers that hold or want it.
-    pub peers: Vec<PeerInfo>,
+    pub peers: Vec<NamedPeer>,
+}
+
+/// A peer in a handout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct NamedPeer {
+    /// Its index in the answer's list of peers.
+    pub index: u16,
+    /// Fifteenths of the blob that it held when it last announced; 0 also if unknown.
+    pub progress: u8,
 }
 
 /// A request about leases.
@@ -288,6 +318,10 @@ mod tests {
                 digest: Digest::sha256(b"x"),
                 chunk: 4,
                 chunks: 9,
+            }],
+            neighbours: vec![NeighboursWanted {
+                digest: Digest::sha256(b"x"),
+                count: 16,
             }],
             connected: Vec::new(),
             unreachable: Vec::new(),

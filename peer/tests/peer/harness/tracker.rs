@@ -1,4 +1,5 @@
-//! A minimal tracker: a handout contains all peers of the swarm, and each chunk is leased once.
+//! A minimal tracker: a handout contains all peers of the swarm, and each chunk is leased once. It
+//! knows version 1 of announces only, as trackers of older builds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -10,9 +11,9 @@ use axum::routing::post;
 use flotilla_common::codec;
 use flotilla_common::digest::Digest;
 use flotilla_common::name::PeerId;
+use flotilla_common::wire::tracker::v1::{ANNOUNCE_PATH, AnnounceAnswer, AnnounceRequest, Handout};
 use flotilla_common::wire::tracker::{
-    ANNOUNCE_PATH, AnnounceAnswer, AnnounceRequest, BlobState, Handout, LEASE_PATH, LeaseAnswer,
-    LeaseAsk, LeaseRequest, PeerInfo,
+    BlobState, LEASE_PATH, LeaseAnswer, LeaseAsk, LeaseRequest, PeerInfo,
 };
 use flotilla_runtime::http;
 use flotilla_runtime::shutdown::Shutdown;

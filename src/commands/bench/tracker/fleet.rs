@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use flotilla_common::digest::Digest;
 use flotilla_common::time::Time;
-use flotilla_common::tracker::{LeaseUpdate, TrackerUrl};
-use flotilla_common::wire::tracker::{Handout, PeerInfo};
+use flotilla_common::tracker::{LeaseUpdate, NamedPeers, TrackerUrl, Urgency};
+use flotilla_common::wire::tracker::PeerInfo;
 use flotilla_peer::{TrackerContext, TrackerEvent, Trackers, tracker_http_client};
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::shutdown::Shutdown;
 use reqwest::Client;
 use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::images::{Image, peer_id, vm_address, vm_number};
 use super::latency::Latencies;
@@ -24,6 +24,8 @@ use crate::fleet::Fleet as FleetKeys;
 
 /// Step of the model.
 const TICK: Duration = Duration::from_millis(50);
+/// Until the origin has delivered a leased chunk: 256 KiB, while it sends eight of them at 1 Gbit/s.
+const ORIGIN_TIME: Duration = Duration::from_millis(20);
 /// Events of one session that wait for the model.
 const QUEUE: usize = 64;
 const REGION: &str = "local";
@@ -176,7 +178,7 @@ impl VmFleet {
         let mut state = self.state();
         state.model.hold(vm, extra);
         if let Some(session) = &state.sessions[vm] {
-            session.announce();
+            session.announce(Urgency::Soon);
         }
     }
 
@@ -192,7 +194,7 @@ impl VmFleet {
             let now = self.0.clock.now();
             let mut state = self.state();
             for (vm, action) in state.model.tick(now) {
-                state.carry_out(now, vm, action);
+                self.carry_out(&mut state, now, vm, vec![action]);
             }
         }
     }
@@ -206,15 +208,15 @@ impl VmFleet {
                 let _ = sender.send(state.model.snapshot(vm));
             }
             TrackerEvent::Handouts(handouts) => {
-                for handout in handouts {
-                    state.on_handout(now, vm, &handout);
+                for named in handouts {
+                    state.on_handout(now, vm, &named);
                 }
             }
             TrackerEvent::LeaseGranted { digest, chunk, .. } => {
                 state.turnround.granted(now, digest);
                 if let Some(layer) = state.model.layer(vm, &digest) {
-                    let action = state.model.on_granted(now, vm, layer, chunk);
-                    state.carry_out(now, vm, action);
+                    let actions = state.model.on_granted(now, vm, layer, chunk);
+                    self.carry_out(&mut state, now, vm, actions);
                 }
             }
             TrackerEvent::LeaseWait {
@@ -232,14 +234,31 @@ impl VmFleet {
         }
     }
 
+    fn carry_out(&self, state: &mut State, now: Time, vm: usize, actions: Vec<Action>) {
+        for action in actions {
+            if let Action::Fetch { layer, chunk } = action {
+                let fleet = self.clone();
+                self.0.shutdown.spawn(async move {
+                    sleep(ORIGIN_TIME).await;
+                    let now = fleet.0.clock.now();
+                    let mut state = fleet.state();
+                    let actions = state.model.on_fetched(now, vm, layer, chunk);
+                    fleet.carry_out(&mut state, now, vm, actions);
+                });
+            } else {
+                state.tell_session(now, vm, action);
+            }
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.0.state)
     }
 }
 
 impl State {
-    fn on_handout(&mut self, now: Time, vm: usize, handout: &Handout) {
-        let named: Vec<u32> = handout
+    fn on_handout(&mut self, now: Time, vm: usize, named: &NamedPeers) {
+        let named: Vec<u32> = named
             .peers
             .iter()
             .filter_map(|peer| vm_number(&peer.id))
@@ -248,12 +267,14 @@ impl State {
         self.model.on_handout(now, vm, &named);
     }
 
-    fn carry_out(&mut self, now: Time, vm: usize, action: Action) {
+    fn tell_session(&mut self, now: Time, vm: usize, action: Action) {
         let Some(session) = self.sessions[vm].clone() else {
             return;
         };
         match action {
-            Action::Announce => session.announce(),
+            // Not for the session.
+            Action::Fetch { .. } => {}
+            Action::Announce => session.announce(Urgency::Soon),
             Action::RequestLease {
                 layer,
                 missing,

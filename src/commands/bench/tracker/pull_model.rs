@@ -14,21 +14,20 @@ use flotilla_common::chunk_map::ChunkMap;
 use flotilla_common::digest::Digest;
 use flotilla_common::time::Time;
 use flotilla_common::tracker::{LeaseUpdate, PeerSnapshot};
-use flotilla_common::wire::tracker::{BlobState, Change, HeldLease};
+use flotilla_common::wire::tracker::{BlobState, Change, HeldLease, NeighboursWanted};
 
-use super::images::{Image, peer_id};
+use super::images::{Image, Layer, peer_id};
 
 /// From a handout to a neighbour's holdings: a dial, a handshake and a greeting.
 const DIAL_TIME: Duration = Duration::from_millis(20);
-/// Until the origin has delivered a leased chunk.
-const ORIGIN_TIME: Duration = Duration::from_millis(20);
 /// Layers for which a VM asks for leases at once, as in the peer's machine.
 const REQUESTED_LAYERS: usize = 2;
 /// Minimum time between two requests for one layer, as in the peer's machine.
 const REQUEST_INTERVAL: Duration = Duration::from_millis(100);
 /// Most neighbours of a VM, as in the peer's machine.
 const MAX_NEIGHBOURS: usize = 64;
-/// The neighbours that a machine wants for one blob; it dials no further ones.
+/// A peer with fewer neighbours than the one looks for as many as the other, as in its machine.
+const MIN_NEIGHBOURS: usize = 12;
 const WANTED_NEIGHBOURS: usize = 16;
 
 /// What a VM tells its tracker session.
@@ -44,6 +43,8 @@ pub(super) enum Action {
     },
     /// It does not need the lease that it asked for.
     WithdrawRequest { layer: usize },
+    /// It fetches a leased chunk from the origin.
+    Fetch { layer: usize, chunk: u32 },
     /// The state of a lease.
     UpdateLease { layer: usize, update: LeaseUpdate },
 }
@@ -56,11 +57,10 @@ enum LayerRequest {
 }
 
 /// A chunk on its way from the origin.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct OriginFetch {
     layer: usize,
     chunk: u32,
-    done_at: Time,
 }
 
 /// Where a VM is in its life.
@@ -194,8 +194,24 @@ impl PullModel {
             chunk: fetch.chunk,
             chunks: layers[fetch.layer].chunks,
         };
+        // The model does not tell neighbours of one layer from those of another.
+        let known = vm.neighbours.len() + vm.dialling.len();
+        let missing = if known < MIN_NEIGHBOURS {
+            WANTED_NEIGHBOURS.saturating_sub(known)
+        } else {
+            0
+        };
+        let is_wanted = |(layer, held): &(&Layer, &u32)| **held < layer.chunks;
+        let wanted = layers.iter().zip(&vm.held_in_layer).filter(is_wanted);
+        let neighbours = wanted.map(|(layer, _)| NeighboursWanted {
+            digest: layer.digest,
+            count: missing as u8,
+        });
+        let is_pulling = vm.phase == Phase::Pulling;
+        let neighbours = neighbours.filter(|_| is_pulling).collect();
         PeerSnapshot {
             blobs,
+            neighbours,
             leases: vm.fetches.iter().map(lease).collect(),
             connected: vm.neighbours.iter().map(|it| peer_id(*it)).collect(),
             unreachable: Vec::new(),
@@ -222,22 +238,40 @@ impl PullModel {
         number: usize,
         layer: usize,
         chunk: u32,
-    ) -> Action {
+    ) -> Vec<Action> {
         let at = self.images[self.vms[number].image].layers()[layer].first + chunk;
         let is_around = self.around(number).contains(at);
         let vm = &mut self.vms[number];
         vm.requests[layer] = LayerRequest::None { not_before: now };
-        let update = if vm.held.contains(at) || is_around {
-            LeaseUpdate::Done { chunk }
-        } else {
-            vm.fetches.push(OriginFetch {
-                layer,
-                chunk,
-                done_at: now + ORIGIN_TIME,
-            });
-            LeaseUpdate::Renew { chunk, received: 0 }
-        };
-        Action::UpdateLease { layer, update }
+        if vm.held.contains(at) || is_around {
+            let update = LeaseUpdate::Done { chunk };
+            return vec![Action::UpdateLease { layer, update }];
+        }
+        vm.fetches.push(OriginFetch { layer, chunk });
+        let update = LeaseUpdate::Renew { chunk, received: 0 };
+        vec![
+            Action::UpdateLease { layer, update },
+            Action::Fetch { layer, chunk },
+        ]
+    }
+
+    /// The origin delivered a leased chunk.
+    pub(super) fn on_fetched(
+        &mut self,
+        now: Time,
+        number: usize,
+        layer: usize,
+        chunk: u32,
+    ) -> Vec<Action> {
+        let fetch = OriginFetch { layer, chunk };
+        self.vms[number].fetches.retain(|other| *other != fetch);
+        let update = LeaseUpdate::Done { chunk };
+        let mut actions = vec![Action::UpdateLease { layer, update }];
+        let at = self.images[self.vms[number].image].layers()[layer].first + chunk;
+        self.insert(number, at, &mut actions);
+        self.seek_leases(now, number, &mut actions);
+        self.finish_pull(number);
+        actions
     }
 
     /// A request came back without a lease.
@@ -253,11 +287,12 @@ impl PullModel {
         let mut actions = Vec::new();
         for number in 0..self.vms.len() {
             if self.vms[number].phase == Phase::Pulling {
+                let mut of_vm = Vec::new();
                 self.finish_dials(now, number);
-                self.finish_fetches(now, number, &mut actions);
-                self.receive(number, elapsed, &mut actions);
-                self.seek_leases(now, number, &mut actions);
+                self.receive(number, elapsed, &mut of_vm);
+                self.seek_leases(now, number, &mut of_vm);
                 self.finish_pull(number);
+                actions.extend(of_vm.into_iter().map(|action| (number, action)));
             }
         }
         actions
@@ -275,18 +310,6 @@ impl PullModel {
         }
     }
 
-    fn finish_fetches(&mut self, now: Time, number: usize, actions: &mut Vec<(usize, Action)>) {
-        let due = self.vms[number]
-            .fetches
-            .extract_if(.., |fetch| fetch.done_at <= now);
-        for OriginFetch { layer, chunk, .. } in due.collect::<Vec<_>>() {
-            let update = LeaseUpdate::Done { chunk };
-            actions.push((number, Action::UpdateLease { layer, update }));
-            let at = self.images[self.vms[number].image].layers()[layer].first + chunk;
-            self.insert(number, at, actions);
-        }
-    }
-
     /// Chunks that a neighbour of the VM holds.
     fn around(&self, number: usize) -> ChunkMap {
         let vm = &self.vms[number];
@@ -300,7 +323,7 @@ impl PullModel {
         around
     }
 
-    fn receive(&mut self, number: usize, elapsed: Duration, actions: &mut Vec<(usize, Action)>) {
+    fn receive(&mut self, number: usize, elapsed: Duration, actions: &mut Vec<Action>) {
         let around = self.around(number);
         let vm = &mut self.vms[number];
         vm.credit = (vm.credit + self.chunks_per_s * elapsed.as_secs_f64())
@@ -319,7 +342,7 @@ impl PullModel {
         }
     }
 
-    fn insert(&mut self, number: usize, chunk: u32, actions: &mut Vec<(usize, Action)>) {
+    fn insert(&mut self, number: usize, chunk: u32, actions: &mut Vec<Action>) {
         let vm = &mut self.vms[number];
         if !vm.held.insert(chunk) {
             return;
@@ -328,11 +351,11 @@ impl PullModel {
         let layer = image.layer_of(chunk);
         vm.held_in_layer[layer] += 1;
         if vm.held_in_layer[layer] == image.layers()[layer].chunks {
-            actions.push((number, Action::Announce));
+            actions.push(Action::Announce);
         }
     }
 
-    fn seek_leases(&mut self, now: Time, number: usize, actions: &mut Vec<(usize, Action)>) {
+    fn seek_leases(&mut self, now: Time, number: usize, actions: &mut Vec<Action>) {
         let mut seen = self.around(number);
         let vm = &mut self.vms[number];
         seen.union(&vm.held);
@@ -351,7 +374,7 @@ impl PullModel {
             if unseen.peek().is_none() {
                 if let LayerRequest::Parked { .. } = *request {
                     *request = LayerRequest::None { not_before: now };
-                    actions.push((number, Action::WithdrawRequest { layer: at }));
+                    actions.push(Action::WithdrawRequest { layer: at });
                 }
                 continue;
             }
@@ -369,20 +392,17 @@ impl PullModel {
             unseen.for_each(|chunk| _ = missing.insert(chunk));
             *request = LayerRequest::Parked { is_starving };
             let starving = is_starving;
-            actions.push((
-                number,
-                Action::RequestLease {
-                    layer: at,
-                    missing,
-                    starving,
-                },
-            ));
+            actions.push(Action::RequestLease {
+                layer: at,
+                missing,
+                starving,
+            });
         }
     }
 
     fn finish_pull(&mut self, number: usize) {
         let vm = &mut self.vms[number];
-        if vm.held.is_full() {
+        if vm.held.is_full() && vm.phase == Phase::Pulling {
             vm.phase = Phase::Complete;
             self.complete += 1;
         }
@@ -419,7 +439,12 @@ mod tests {
         for _ in 0..100 {
             let actions = model.tick(now);
             for (vm, layer) in requests(&actions) {
-                let _renewed = model.on_granted(now, vm, layer, granted[layer]);
+                let actions = model.on_granted(now, vm, layer, granted[layer]);
+                assert!(actions.contains(&Action::Fetch {
+                    layer,
+                    chunk: granted[layer]
+                }));
+                model.on_fetched(now, vm, layer, granted[layer]);
                 granted[layer] += 1;
             }
             now += TICK;

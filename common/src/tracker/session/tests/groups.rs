@@ -136,7 +136,7 @@ fn session_returns_when_a_tracker_of_the_own_region_answers() {
     shell.answer_lease(ms(6_001), parked, granted);
     assert_eq!(shell.outputs(ms(6_001)), Vec::new());
     // From now on only the own tracker gets announces.
-    shell.handle(ms(6_100), SessionInput::StateChanged);
+    shell.handle(ms(6_100), SessionInput::StateChanged(Urgency::Now));
     let trackers: Vec<usize> = (shell.announced_to(ms(6_200)).iter())
         .map(|(tracker, ..)| *tracker)
         .collect();
@@ -151,8 +151,7 @@ fn withdrawn_requests_do_not_move_back() {
     let (_, tracker, _) = shell.lease_post(ms(5_100));
     assert_eq!(tracker, 0);
     shell.handle(ms(5_200), SessionInput::WithdrawRequest { digest });
-    let (exchange, ..) = shell.lease_post(ms(5_200));
-    shell.answer_lease(ms(5_280), exchange, LeaseAnswer::Noted);
+    assert_eq!(lease_posts(shell.outputs(ms(5_200))), Vec::new());
     shell.return_home(ms(6_000));
     assert_eq!(lease_posts(shell.outputs(ms(6_000))), Vec::new());
 }

@@ -25,14 +25,19 @@ fn answers_are_kept_within_limits() {
     let mut shell = Shell::new(1);
     shell.blobs = vec![wanted(1)];
     let (exchange, _) = shell.announce(ms(0));
-    let peer = info("vm-1");
+    let named = NamedPeer {
+        index: 0,
+        progress: 0,
+    };
     let handout = Handout {
         digest: blob(1),
-        peers: vec![peer; 1000],
+        peers: vec![named; 1000],
     };
     let answer = AnnounceAnswer::Accepted {
         epoch: EPOCH,
         next_ms: 0,
+        lease_delay_ms: 0,
+        peers: vec![info("vm-1")],
         handouts: vec![handout],
     };
     shell.handle(ms(0), SessionInput::AnnounceAnswered { exchange, answer });
@@ -57,4 +62,25 @@ fn answers_are_kept_within_limits() {
         term: Duration::from_millis(100),
     };
     assert!(shell.outputs(ms(1)).contains(&granted));
+}
+
+#[test]
+fn lease_requests_are_delayed_by_ten_seconds_at_most() {
+    let mut shell = Shell::new(1);
+    shell.blobs = vec![wanted(1)];
+    shell.request_lease(ms(0), blob(1));
+    let (exchange, _) = shell.announce(ms(0));
+    let handout = Handout {
+        digest: blob(1),
+        peers: Vec::new(),
+    };
+    let answer = AnnounceAnswer::Accepted {
+        epoch: EPOCH,
+        next_ms: u32::MAX,
+        lease_delay_ms: u32::MAX,
+        peers: Vec::new(),
+        handouts: vec![handout],
+    };
+    shell.handle(ms(0), SessionInput::AnnounceAnswered { exchange, answer });
+    assert_eq!(lease_posts(shell.outputs(ms(10_000))).len(), 1);
 }
