@@ -22,6 +22,7 @@
 //!
 //! This module must never buffer a body.
 
+mod accept;
 mod client_identity;
 mod flush_before_abort;
 mod h2_stall;
@@ -65,6 +66,7 @@ pub use sendfile::FileSender;
 pub use workers::Workers;
 
 use crate::shutdown::Shutdown;
+use accept::Acceptor;
 use flush_before_abort::FlushBeforeAbort;
 use h2_stall::PacedBody;
 use sendfile::SendfileStream;
@@ -263,10 +265,11 @@ struct ConnectionInfo {
 
 impl HttpService {
     async fn accept_all(self: Arc<Self>, listener: TcpListener) {
-        while let Some((stream, client, permit)) = self.accept(&listener).await {
+        let mut acceptor = Acceptor::new(listener, self.tls.is_some());
+        while let Some((stream, client, permit)) = self.accept(&mut acceptor).await {
             Arc::clone(&self).start(stream, client, permit);
         }
-        drop(listener);
+        drop(acceptor);
         // The drain timeout ends every connection.
         let Connections {
             permits, reserve, ..
@@ -311,24 +314,13 @@ impl HttpService {
     /// Accepts the next connection; `None` when the shutdown starts.
     async fn accept(
         &self,
-        listener: &TcpListener,
+        acceptor: &mut Acceptor,
     ) -> Option<(TcpStream, SocketAddr, ConnectionPermit)> {
         let next = async {
             let permit = self.acquire_permit().await?;
-            loop {
-                match listener.accept().await {
-                    Ok((stream, client)) => {
-                        self.connections.accepted.fetch_add(1, Ordering::Relaxed);
-                        return Some((stream, client, self.upgrade(permit)));
-                    }
-                    Err(error) => {
-                        // Neither a lack of file descriptors nor an early disconnect ends the
-                        // service.
-                        tracing::warn!(%error, "accept failed; retrying in 50 ms");
-                        tokio::time::sleep(Duration::from_millis(50)).await;
-                    }
-                }
-            }
+            let (stream, client) = acceptor.accept().await;
+            self.connections.accepted.fetch_add(1, Ordering::Relaxed);
+            Some((stream, client, self.upgrade(permit)))
         };
         tokio::select! {
             biased;

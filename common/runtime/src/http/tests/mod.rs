@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 use super::*;
 
 mod client_identity;
+mod exhausted_files;
 
 /// 40 bytes of the 100 that the head promises, then an error.
 async fn cut_short() -> http::Response<Body> {
