@@ -20,6 +20,7 @@ mod expected_blobs;
 mod handles;
 mod metrics;
 mod mirror;
+mod open_files;
 mod origin;
 mod pull_start;
 mod pulls;
@@ -38,6 +39,7 @@ use std::sync::Arc;
 
 use flotilla_common::name::PeerId;
 use flotilla_runtime::identity::{ReloadTiming, reload_on_change};
+use flotilla_runtime::open_files::raise_limit;
 use flotilla_runtime::shutdown::Shutdown;
 use tokio::net::TcpListener;
 
@@ -57,7 +59,10 @@ pub use transport::{
 };
 
 use handles::{Handles, Shutdowns};
-use start::{connect_upstream, join_network, open_stores, queues, serve_mirror, start_driver};
+use open_files::OpenFilesBudget;
+use start::{
+    connect_upstream, join_network, mirror_limits, open_stores, queues, serve_mirror, start_driver,
+};
 use store::run_blocking;
 use telemetry::Telemetry;
 
@@ -88,7 +93,9 @@ impl Peer {
             mirror: parent.child(),
             tasks: parent.child(),
         };
-        let stores = open_stores(&config).await?;
+        let budget = OpenFilesBudget::within(raise_limit())
+            .map_err(|error| StartError::Config(error.to_string()))?;
+        let stores = open_stores(&config, budget.stored).await?;
         let listener = TcpListener::bind(config.mirror)
             .await
             .map_err(StartError::listen(config.mirror))?;
@@ -117,6 +124,7 @@ impl Peer {
             &shutdowns.tasks,
         );
         start_driver(&config, &handles, events, &shutdowns.tasks)?;
+        let listener = (listener, mirror_limits(&budget));
         let mirror = serve_mirror(&config, &handles, queues.commands, listener, &shutdowns)?;
         let transport = &handles.network.transport;
         let quic = transport

@@ -9,7 +9,7 @@ use flotilla_common::swarm::{PeerMachine, SwarmConfig};
 use flotilla_common::tracker::TrackerSession;
 use flotilla_common::wire::peer::About;
 use flotilla_common::wire::tracker::PeerInfo;
-use flotilla_runtime::http;
+use flotilla_runtime::http::{self, ListenerLimits};
 use flotilla_runtime::listen::listen_hint;
 use flotilla_runtime::metrics::RequestMetrics;
 use flotilla_runtime::rate::Limiter;
@@ -24,6 +24,7 @@ use crate::driver::{Commands, Driver, DriverContext, Events, QUEUE, peer_key};
 use crate::handles::{Handles, Network, Shutdowns, Stores, Upstream};
 use crate::metrics::{self, MetricSources};
 use crate::mirror::{self, Mirror, MirrorContext};
+use crate::open_files::OpenFilesBudget;
 use crate::origin::{
     BuildClientError, ConnectionReuse, HttpClients, OriginClient, origin_http_client,
     tracker_http_client,
@@ -33,6 +34,10 @@ use crate::store::{ManifestStore, Store, StoreError, run_blocking};
 use crate::telemetry::Telemetry;
 use crate::tracker_client::{TrackerContext, TrackerEvent, Trackers};
 use crate::transport::{QuicSettings, Transport, TransportEvent};
+
+/// Connections to the mirror beyond its limit, which are answered 503. Without them, a client
+/// beyond the limit would wait instead of turning to its next host.
+const MIRROR_RESERVE: usize = 16;
 
 /// Why a peer did not start.
 #[derive(Debug, thiserror::Error)]
@@ -71,8 +76,11 @@ impl StartError {
     }
 }
 
-/// Opens the stores of blobs and manifests.
-pub(crate) async fn open_stores(config: &Config) -> Result<Stores, StartError> {
+/// Opens the stores of blobs and manifests. At most `max_open_files` data files stay open.
+pub(crate) async fn open_stores(
+    config: &Config,
+    max_open_files: usize,
+) -> Result<Stores, StartError> {
     let dir = config.store.clone();
     let quota = config.quota;
     let trusted = config.trusted_keys.current();
@@ -81,14 +89,16 @@ pub(crate) async fn open_stores(config: &Config) -> Result<Stores, StartError> {
         source,
     };
     let opened = run_blocking(move || {
-        Ok(Store::open(&dir, quota, &trusted).and_then(|blobs| {
-            let manifests =
-                ManifestStore::open(&dir).map_err(|source| StoreError::Unusable { dir, source })?;
-            Ok(Stores {
-                blobs: Arc::new(blobs),
-                manifests: Arc::new(manifests),
-            })
-        }))
+        Ok(
+            Store::open(&dir, quota, max_open_files, &trusted).and_then(|blobs| {
+                let manifests = ManifestStore::open(&dir)
+                    .map_err(|source| StoreError::Unusable { dir, source })?;
+                Ok(Stores {
+                    blobs: Arc::new(blobs),
+                    manifests: Arc::new(manifests),
+                })
+            }),
+        )
     });
     Ok(opened.await.map_err(unusable)??)
 }
@@ -228,12 +238,21 @@ pub(crate) fn start_driver(
     Ok(())
 }
 
+/// The limits of the mirror's listener.
+pub(crate) fn mirror_limits(budget: &OpenFilesBudget) -> ListenerLimits {
+    ListenerLimits {
+        connections: budget.connections,
+        reserve: MIRROR_RESERVE,
+        ..ListenerLimits::default()
+    }
+}
+
 /// Serves the mirror on `listener`; returns its address.
 pub(crate) fn serve_mirror(
     config: &Config,
     handles: &Handles,
     commands: Commands,
-    listener: TcpListener,
+    (listener, limits): (TcpListener, ListenerLimits),
     shutdowns: &Shutdowns,
 ) -> Result<SocketAddr, StartError> {
     let requests = RequestMetrics::default();
@@ -263,7 +282,8 @@ pub(crate) fn serve_mirror(
     );
     let registries = config.registries.clone();
     let mirror = Mirror::new(context, pull_starter, registries, requests, metrics);
-    let server = http::serve(listener, mirror::router(mirror), None, &shutdowns.mirror)
+    let router = mirror::router(mirror);
+    let server = http::serve_with(listener, router, None, &shutdowns.mirror, limits)
         .map_err(StartError::listen(config.mirror))?;
     let address = server.address();
     if !address.ip().is_loopback() {

@@ -192,10 +192,13 @@ pub(super) async fn fetch_from_origin(
 
 /// The store cannot take the blob: readers get the rest from an origin, without the store.
 fn store_failed(blob: &StoredBlob, error: &StoreError) -> DownloadFailure {
-    tracing::error!(
-        blob = %blob.digest(), %error,
-        "the store cannot take a blob; passing it through from an origin"
-    );
+    // The store has logged a lack of file descriptors.
+    if !matches!(error, StoreError::OutOfFiles { .. }) {
+        tracing::error!(
+            blob = %blob.digest(), %error,
+            "the store cannot take a blob; passing it through from an origin"
+        );
+    }
     blob.mark_bypassed();
     DownloadFailure::Store
 }

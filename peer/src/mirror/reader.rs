@@ -159,6 +159,10 @@ impl Reader {
                 self.context.commands.send(command).await;
                 Ok(None)
             }
+            // A connection to an origin would need a file descriptor too.
+            Err(error @ StoreError::OutOfFiles { .. }) => {
+                Err(MirrorError::Unavailable(error.to_string()))
+            }
             Err(error) => {
                 tracing::error!(
                     blob = %self.blob.digest(), %error,

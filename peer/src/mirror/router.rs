@@ -5,8 +5,9 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, Method, Response, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use axum::routing::{get, post};
+use flotilla_runtime::http::OverLimit;
 
 use super::error::{ContentKind, error_response, oci_error};
 use super::route::{MirrorRoute, route};
@@ -47,6 +48,9 @@ fn route_label(path: &str) -> &'static str {
 }
 
 async fn answer(mirror: &Arc<Mirror>, request: Request) -> Response<Body> {
+    if request.extensions().get::<OverLimit>().is_some() {
+        return over_limit();
+    }
     let is_head = request.method() == Method::HEAD;
     if !is_head && request.method() != Method::GET {
         let message = "this mirror is read-only; push to the origin";
@@ -76,6 +80,15 @@ async fn answer(mirror: &Arc<Mirror>, request: Request) -> Response<Body> {
             .await
             .unwrap_or_else(|error| error_response(ContentKind::Blob, &error)),
     }
+}
+
+/// Answers at once, so that the runtime turns to its next host, and ends the connection.
+fn over_limit() -> Response<Body> {
+    let message = "the mirror has too many connections; try later";
+    let mut response = oci_error(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", message);
+    let close = HeaderValue::from_static("close");
+    response.headers_mut().insert(header::CONNECTION, close);
+    response
 }
 
 fn range_header(headers: &HeaderMap) -> Option<String> {

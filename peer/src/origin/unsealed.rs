@@ -27,7 +27,7 @@ pub(super) async fn fetch(
     mut progress: impl FnMut(ChunkProgress),
 ) -> Result<(), OriginFetchError> {
     let size = blob.geometry().size();
-    let mut download = blob.start_direct_download().await;
+    let mut download = blob.start_direct_download().await?;
     let mut attempts = origins.attempts();
     while download.position() < size {
         let range = format!("bytes={}-", download.position());

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use flotilla_common::digest::Digest;
 use flotilla_common::units::ByteSize;
+use flotilla_runtime::log_limit::LogLimit;
+use flotilla_runtime::open_files::is_exhausted;
 
 /// Why an operation of the store failed.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +31,17 @@ pub enum StoreError {
     DiskFull {
         /// The file being written.
         path: PathBuf,
+    },
+    /// No file descriptor is left. The store itself is not at fault: try again.
+    #[error(
+        "open {}: {source}; raise the limit on open files (ulimit -n, LimitNOFILE=)",
+        path.display()
+    )]
+    OutOfFiles {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's error.
+        source: io::Error,
     },
     /// The blob does not fit into the quota next to the blobs in use.
     #[error("store a blob of {size}: the quota of {quota} has no room for it; raise the quota")]
@@ -71,6 +84,36 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether the error may mean that bytes on disk are damaged or missing.
+    pub(super) const fn is_about_content(&self) -> bool {
+        !matches!(self, Self::OutOfFiles { .. } | Self::Removed { .. })
+    }
+
+    /// Logs a lack of file descriptors, at most once a minute.
+    pub(super) fn log_exhausted(error: &io::Error) {
+        static EXHAUSTED: LogLimit = LogLimit::once_a_minute();
+        if let Some(suppressed) = EXHAUSTED.admit() {
+            tracing::error!(
+                %error, suppressed,
+                "no file descriptor left for stored blobs; refusing requests; raise the limit on \
+                 open files (ulimit -n, LimitNOFILE=)"
+            );
+        }
+    }
+
+    /// An error of opening a data file. A lack of file descriptors is logged here, because each
+    /// request for a blob meets it.
+    pub(super) fn opening(path: &Path, source: io::Error) -> Self {
+        if is_exhausted(&source) {
+            Self::log_exhausted(&source);
+            return Self::OutOfFiles {
+                path: path.to_owned(),
+                source,
+            };
+        }
+        Self::writing(path, source)
+    }
+
     pub(super) fn reading(path: &Path, source: io::Error) -> Self {
         Self::Io {
             action: "read",

@@ -9,11 +9,16 @@ use std::sync::atomic::Ordering;
 use flotilla_common::seal::TrustedKeys;
 
 use super::blob::StoredBlob;
+use super::open_files::OpenFiles;
 use super::record::Record;
 use super::{Blobs, paths};
 
 /// Loads all blobs in the folder, and deletes files that belong to none. Blocking.
-pub(super) fn load_blobs(dir: &Path, trusted: &TrustedKeys) -> io::Result<Blobs> {
+pub(super) fn load_blobs(
+    dir: &Path,
+    trusted: &TrustedKeys,
+    open: &Arc<OpenFiles>,
+) -> io::Result<Blobs> {
     let mut blobs = Blobs::default();
     let mut data_files = Vec::new();
     let mut by_last_use = Vec::new();
@@ -22,7 +27,7 @@ pub(super) fn load_blobs(dir: &Path, trusted: &TrustedKeys) -> io::Result<Blobs>
         if paths::is_leftover(&path) {
             fs::remove_file(&path)?;
         } else if paths::is_record(&path) {
-            match load_blob(&path, dir, trusted) {
+            match load_blob(&path, dir, trusted, open) {
                 Ok(blob) => {
                     by_last_use.push((fs::metadata(&path)?.modified()?, *blob.digest()));
                     blobs.bytes += blob.geometry().size();
@@ -54,7 +59,12 @@ pub(super) fn load_blobs(dir: &Path, trusted: &TrustedKeys) -> io::Result<Blobs>
     Ok(blobs)
 }
 
-fn load_blob(record: &Path, dir: &Path, trusted: &TrustedKeys) -> io::Result<StoredBlob> {
+fn load_blob(
+    record: &Path,
+    dir: &Path,
+    trusted: &TrustedKeys,
+    open: &Arc<OpenFiles>,
+) -> io::Result<StoredBlob> {
     let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
     let Record {
         proof,
@@ -81,5 +91,12 @@ fn load_blob(record: &Path, dir: &Path, trusted: &TrustedKeys) -> io::Result<Sto
             "the data file does not have the blob's size".to_owned(),
         ));
     }
-    Ok(StoredBlob::new(proof, geometry, path, held, complete))
+    Ok(StoredBlob::new(
+        proof,
+        geometry,
+        path,
+        open.slot(),
+        held,
+        complete,
+    ))
 }

@@ -3,7 +3,7 @@
 //!
 //! Each blob has a sparse file for its bytes and a record with its proof and chunk map. Start-up
 //! reads only the records. The blobs' sizes are kept within a quota by evicting the least recently
-//! used ones; blobs pinned by a reader or a download stay.
+//! used ones; blobs pinned by a reader or a download stay. The number of open files is bounded too.
 //!
 //! The bookkeeping is in memory behind one lock. It is never held across an await, nor during disk
 //! calls with one exception: the two calls that hide the files of an evicted blob. Otherwise an
@@ -18,6 +18,7 @@ mod file;
 mod folder_lock;
 mod load;
 mod manifests;
+mod open_files;
 mod paths;
 mod record;
 mod stored_chunks;
@@ -38,6 +39,7 @@ use flotilla_common::digest::Digest;
 use flotilla_common::proof::Proof;
 use flotilla_common::seal::TrustedKeys;
 use flotilla_common::units::ByteSize;
+use flotilla_runtime::open_files::is_exhausted;
 
 pub(crate) use blob::{Availability, Pin, StoredBlob};
 pub(crate) use buffers::{freeze, take};
@@ -45,6 +47,7 @@ pub use error::StoreError;
 pub(crate) use file::{MAX_IO_BYTES, run_blocking};
 use folder_lock::FolderLock;
 pub(crate) use manifests::{ManifestStore, StoredManifest};
+use open_files::OpenFiles;
 
 /// An eviction frees at least the quota divided by this, so that not every new blob evicts others.
 const FREE_AFTER_EVICTION: u64 = 10;
@@ -57,6 +60,7 @@ pub(crate) struct Store {
     dir: PathBuf,
     quota: ByteSize,
     blobs: Mutex<Blobs>,
+    open: Arc<OpenFiles>,
     /// Counts uses of blobs, for the order of eviction, and evictions.
     uses: AtomicU64,
     _lock: FolderLock,
@@ -72,13 +76,15 @@ struct Blobs {
 }
 
 impl Store {
-    /// Opens or creates the store in `dir`. Blocking: reads every blob's record, and no content.
+    /// Opens or creates the store in `dir`. At most `max_open_files` data files stay open.
+    /// Blocking: reads every blob's record, and no content.
     ///
     /// # Errors
     /// [`StoreError::Unusable`] and [`StoreError::InUse`].
     pub(crate) fn open(
         dir: &Path,
         quota: ByteSize,
+        max_open_files: usize,
         trusted: &TrustedKeys,
     ) -> Result<Self, StoreError> {
         let unusable = |source| StoreError::Unusable {
@@ -90,10 +96,12 @@ impl Store {
         let lock = FolderLock::acquire(dir)?;
         // A folder that is readable but not writable fails here, not in the middle of a pull.
         paths::write_atomically(&blobs_dir.join("probe"), b"").map_err(unusable)?;
-        let blobs = load::load_blobs(&blobs_dir, trusted).map_err(unusable)?;
+        let open = OpenFiles::new(max_open_files);
+        let blobs = load::load_blobs(&blobs_dir, trusted, &open).map_err(unusable)?;
         let uses = AtomicU64::new(blobs.by_digest.len() as u64);
         let store = Self {
             blobs: Mutex::new(blobs),
+            open,
             dir: blobs_dir,
             quota,
             uses,
@@ -157,7 +165,8 @@ impl Store {
         let evicted = self.make_room(&mut blobs, geometry.size())?;
         let path = paths::data(&self.dir, &digest);
         let held = ChunkMap::empty(geometry.chunks());
-        let blob = Arc::new(StoredBlob::new(proof, geometry, path, held, false));
+        let slot = self.open.slot();
+        let blob = Arc::new(StoredBlob::new(proof, geometry, path, slot, held, false));
         self.touch(&blob);
         let pin = blob.pin();
         blobs.bytes += geometry.size();
@@ -206,6 +215,9 @@ impl Store {
     pub(crate) fn save(&self) {
         for blob in self.blobs() {
             if let Err(error) = record::save_changes(&blob) {
+                if is_exhausted(&error) {
+                    return StoreError::log_exhausted(&error);
+                }
                 tracing::warn!(blob = %blob.digest(), %error, "saving the record of a blob failed; trying again later");
             }
         }

@@ -155,6 +155,16 @@ impl StoredChunks {
         self.is_complete = false;
     }
 
+    /// Records that the bytes on disk may be gone: held chunks are verified again, and parts of
+    /// other chunks are no longer readable.
+    pub(super) fn mark_lost(&mut self) {
+        self.unverified = self.held.clone();
+        self.clear_readable();
+        for chunk in self.held.clone().iter() {
+            self.mark_readable(&self.geometry.chunk_range(chunk));
+        }
+    }
+
     /// Drops everything.
     pub(super) fn clear(&mut self) {
         self.held = ChunkMap::empty(self.held.len());
@@ -222,6 +232,16 @@ mod tests {
         assert!(!state.mark_held(1, &[[1; 32]]));
         assert_eq!(state.first_mismatch(0, &[[9; 32], [1; 32]]), None);
         assert_eq!(state.first_mismatch(0, &[[9; 32], [2; 32]]), Some(1));
+    }
+
+    #[test]
+    fn lost_file_leaves_only_held_chunks_which_are_unverified() {
+        let mut state = state(&[]);
+        state.mark_held(0, &[[7; 32]]);
+        state.mark_readable(&(PART_SIZE..2 * PART_SIZE));
+        state.mark_lost();
+        assert!(state.is_held(0) && state.is_unverified(0) && state.is_readable(0));
+        assert!(!state.is_readable(PART_SIZE));
     }
 
     #[test]

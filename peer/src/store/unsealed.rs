@@ -31,17 +31,31 @@ static NEXT_STAGING: AtomicU64 = AtomicU64::new(0);
 #[derive(Debug)]
 pub(crate) struct DirectDownload {
     blob: Arc<StoredBlob>,
+    /// Open for the whole download: the digest is of the bytes that were written to this file.
+    file: BlobFile,
     digest_so_far: OwnedMutexGuard<IncrementalDigest>,
 }
 
 impl StoredBlob {
     /// Begins a download from an origin, or resumes the last one where it ended. Waits until no
     /// other is in progress.
-    pub(crate) async fn start_direct_download(self: &Arc<Self>) -> DirectDownload {
-        DirectDownload {
-            blob: Arc::clone(self),
-            digest_so_far: Arc::clone(&self.digest_so_far).lock_owned().await,
+    ///
+    /// # Errors
+    /// The blob's file cannot be opened or created.
+    pub(crate) async fn start_direct_download(
+        self: &Arc<Self>,
+    ) -> Result<DirectDownload, StoreError> {
+        let mut digest_so_far = Arc::clone(&self.digest_so_far).lock_owned().await;
+        let file = self.open()?;
+        // The bytes are gone if the file was deleted while it was closed.
+        if digest_so_far.position() > 0 && !self.is_readable(0) {
+            *digest_so_far = IncrementalDigest::default();
         }
+        Ok(DirectDownload {
+            blob: Arc::clone(self),
+            file,
+            digest_so_far,
+        })
     }
 
     /// Begins a download from a neighbour.
@@ -51,7 +65,7 @@ impl StoredBlob {
     pub(crate) fn start_staged_download(self: &Arc<Self>) -> Result<StagedDownload, StoreError> {
         let path = paths::staging(self.path(), NEXT_STAGING.fetch_add(1, Ordering::Relaxed));
         let file = BlobFile::create(&path, self.geometry().size())
-            .map_err(|error| StoreError::writing(&path, error))?;
+            .map_err(|error| StoreError::opening(&path, error))?;
         Ok(StagedDownload {
             file,
             digest_so_far: IncrementalDigest::default(),
@@ -69,11 +83,13 @@ impl DirectDownload {
 
     /// Writes the next bytes, whole parts or the last ones, and makes them readable.
     pub(crate) async fn write(mut self, bytes: Bytes) -> Result<Self, StoreError> {
+        if self.blob.is_removed() {
+            return Err(self.blob.removed());
+        }
         let path = self.blob.path().to_owned();
-        let file = self.blob.open()?;
         let work = move || {
             let range = self.position()..self.position() + bytes.len() as u64;
-            file.write_now(range.start, &bytes)?;
+            self.file.write_now(range.start, &bytes)?;
             self.digest_so_far.update(self.blob.digest(), &bytes);
             self.blob.mark_readable(&range);
             Ok(self)
@@ -86,10 +102,12 @@ impl DirectDownload {
     /// Ends a download of all bytes. If they have the blob's digest it is held from now on, and the
     /// result is true; otherwise its bytes are discarded.
     pub(crate) fn finish(mut self) -> Result<bool, StoreError> {
-        let file = self.blob.open()?;
+        if self.blob.is_removed() {
+            return Err(self.blob.removed());
+        }
         let matches = core::mem::take(&mut *self.digest_so_far).matches(self.blob.digest());
         if matches {
-            self.blob.complete_with(file);
+            self.blob.mark_whole();
         } else {
             self.blob.clear_readable();
         }
@@ -126,17 +144,15 @@ impl StagedDownload {
         if !self.digest_so_far.matches(self.blob.digest()) {
             return Ok(false);
         }
+        let (blob, from, file) = (
+            Arc::clone(&self.blob),
+            self.staging.0.clone(),
+            self.file.clone(),
+        );
         // Fails if the blob has left the store; its path may belong to a later insertion by now.
-        self.blob.open()?;
-        let from = self.staging.0.clone();
-        let to = self.blob.path().to_owned();
-        run_blocking({
-            let to = to.clone();
-            move || fs::rename(from, to)
-        })
-        .await
-        .map_err(|error| StoreError::writing(&to, error))?;
-        self.blob.complete_with(self.file.clone());
+        let replaced = run_blocking(move || Ok(blob.replace_file(&from, file))).await;
+        replaced.map_err(|error| StoreError::writing(self.blob.path(), error))??;
+        self.blob.mark_whole();
         Ok(true)
     }
 }
@@ -176,7 +192,7 @@ mod tests {
     }
 
     fn store(dir: &TempDir) -> Store {
-        Store::open(dir.path(), ByteSize(1 << 30), &TrustedKeys::none()).unwrap()
+        Store::open_small(dir.path(), ByteSize(1 << 30), &TrustedKeys::none()).unwrap()
     }
 
     fn blob(store: &Store) -> Arc<StoredBlob> {
@@ -196,6 +212,7 @@ mod tests {
         let download = blob
             .start_direct_download()
             .await
+            .unwrap()
             .write(bytes().slice(..PART))
             .await
             .unwrap();
@@ -203,7 +220,7 @@ mod tests {
         assert!(blob.held().is_empty() && !blob.is_complete());
         // The download is interrupted, and the next one resumes.
         drop(download);
-        let download = blob.start_direct_download().await;
+        let download = blob.start_direct_download().await.unwrap();
         assert_eq!(download.position(), PART_SIZE);
         let download = download.write(bytes().slice(PART..2 * PART)).await.unwrap();
         let download = download.write(bytes().slice(2 * PART..)).await.unwrap();
@@ -213,7 +230,8 @@ mod tests {
 
         store.save();
         drop((blob, store));
-        let reopened = Store::open(dir.path(), ByteSize(1 << 30), &TrustedKeys::none()).unwrap();
+        let reopened =
+            Store::open_small(dir.path(), ByteSize(1 << 30), &TrustedKeys::none()).unwrap();
         let blob = reopened.get(&Digest::sha256(&bytes())).unwrap();
         assert_eq!(blob.read(5..9).await.unwrap(), bytes().slice(5..9));
     }
@@ -223,14 +241,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = store(&dir);
         let blob = blob(&store);
-        let mut download = blob.start_direct_download().await;
+        let mut download = blob.start_direct_download().await.unwrap();
         for part in [&[1; PART][..], &[2; PART], &[3; 5]] {
             download = download.write(Bytes::copy_from_slice(part)).await.unwrap();
         }
         assert!(!download.finish().unwrap());
         assert_eq!(blob.availability(0), Availability::Waiting);
         assert!(blob.held().is_empty());
-        let next = blob.start_direct_download().await;
+        let next = blob.start_direct_download().await.unwrap();
         assert_eq!(
             next.position(),
             0,

@@ -102,6 +102,10 @@ impl ChunkRequest {
                 self.refuse(Refusal::Gone).await?;
                 return Err(ServeError::Gone);
             }
+            Err(error @ StoreError::OutOfFiles { .. }) => {
+                self.refuse(Refusal::Busy).await?;
+                return Err(error.into());
+            }
             Err(error) => {
                 self.refuse(Refusal::Gone).await?;
                 return Err(error.into());

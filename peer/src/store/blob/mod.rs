@@ -9,6 +9,7 @@ mod incremental_digest;
 mod verify;
 
 use core::ops::Range;
+use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -24,6 +25,7 @@ use tokio::sync::{Mutex as AsyncMutex, Notify};
 
 use super::StoreError;
 use super::file::{BlobFile, run_blocking};
+use super::open_files::FileSlot;
 use super::stored_chunks::{StoredChunks, align_to_parts};
 pub(super) use incremental_digest::IncrementalDigest;
 
@@ -45,7 +47,7 @@ pub(crate) struct StoredBlob {
     proof: Proof,
     geometry: Geometry,
     path: PathBuf,
-    file: Mutex<Option<BlobFile>>,
+    file: Mutex<DataFile>,
     state: Mutex<State>,
     changed: Notify,
     /// The digest of the bytes from offset 0 on, as far as they were hashed. Of a blob without
@@ -57,6 +59,14 @@ pub(crate) struct StoredBlob {
     /// The value of `used_at` at the last [`StoredBlob::take_use`].
     saved_use: AtomicU64,
     pins: AtomicU32,
+}
+
+/// The data file of a blob.
+#[derive(Debug)]
+struct DataFile {
+    slot: FileSlot,
+    /// Whether the file on disk has the blob's size and bytes.
+    is_created: bool,
 }
 
 #[derive(Debug)]
@@ -99,9 +109,14 @@ impl StoredBlob {
         proof: Proof,
         geometry: Geometry,
         path: PathBuf,
+        slot: FileSlot,
         held: ChunkMap,
         is_complete: bool,
     ) -> Self {
+        let file = DataFile {
+            slot,
+            is_created: !held.is_empty(),
+        };
         let state = State {
             chunks: StoredChunks::new(geometry, held, is_complete),
             unsaved: 0,
@@ -112,7 +127,7 @@ impl StoredBlob {
             proof,
             geometry,
             path,
-            file: Mutex::new(None),
+            file: Mutex::new(file),
             state: Mutex::new(state),
             changed: Notify::new(),
             digest_so_far: Arc::default(),
@@ -212,7 +227,7 @@ impl StoredBlob {
         }
         let parts = align_to_parts(&self.geometry, &range);
         let (bytes, values) = match self.read_parts(parts.clone()).await {
-            Err(error) if self.holds(first) => {
+            Err(error) if error.is_about_content() && self.holds(first) => {
                 tracing::warn!(blob = %self.digest(), chunk = first, %error, "reading a held chunk failed; fetching it again");
                 return Err(self.drop_damaged(first));
             }
@@ -285,6 +300,11 @@ impl StoredBlob {
         self.changed.notify_waiters();
     }
 
+    /// Whether the part at `offset` is readable.
+    pub(super) fn is_readable(&self, offset: u64) -> bool {
+        self.lock().chunks.is_readable(offset)
+    }
+
     /// Makes no byte readable any more, because the bytes turned out not to be the blob's.
     pub(super) fn clear_readable(&self) {
         self.lock().chunks.clear_readable();
@@ -308,9 +328,20 @@ impl StoredBlob {
         state.unsaved += 1;
     }
 
-    /// Records that `file` contains the whole blob, whose digest was checked.
-    pub(super) fn complete_with(&self, file: BlobFile) {
-        *self.file.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
+    /// Replaces the data file by the file at `path`, which is open as `file`. Blocking.
+    pub(super) fn replace_file(&self, path: &Path, file: BlobFile) -> Result<(), StoreError> {
+        let mut data = self.lock_file();
+        if self.is_removed() {
+            return Err(self.removed());
+        }
+        fs::rename(path, &self.path).map_err(|error| StoreError::writing(&self.path, error))?;
+        data.is_created = true;
+        data.slot.set(file);
+        Ok(())
+    }
+
+    /// Records that the file contains the whole blob, whose digest was checked.
+    pub(super) fn mark_whole(&self) {
         for chunk in 0..self.geometry.chunks() {
             self.mark_held(chunk, &[]);
         }
@@ -335,9 +366,14 @@ impl StoredBlob {
 
     /// Records that the blob has left the store: nothing is held any more, for good.
     pub(super) fn mark_removed(&self) {
+        // Waits until a file that is being opened is open: afterwards its path may belong to
+        // another insertion of the blob.
+        let file = self.lock_file();
         let mut state = self.lock();
         state.is_removed = true;
         state.chunks.clear();
+        drop(state);
+        file.slot.close();
     }
 
     /// The held chunks and whether the blob is complete, if they changed since the last call.
@@ -383,43 +419,57 @@ impl StoredBlob {
             .map_err(|error| StoreError::reading(&self.path, error))
     }
 
-    /// Opens the file, or creates it. It blocks for a few microseconds, which needs no hand-over to
-    /// the blocking pool.
+    /// The open file; opens or creates it first if necessary. That blocks for a few microseconds,
+    /// which needs no hand-over to the blocking pool.
+    ///
+    /// # Errors
+    /// [`StoreError::Removed`], and [`StoreError::OutOfFiles`] while no file descriptor is left.
     pub(super) fn open(&self) -> Result<BlobFile, StoreError> {
         // The lock is held throughout: a second creation would truncate what was written after the
         // first.
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(file) = file.as_ref() {
-            return Ok(file.clone());
+        let mut file = self.lock_file();
+        if self.is_removed() {
+            return Err(self.removed());
         }
-        let (is_removed, has_chunks) = {
-            let state = self.lock();
-            (state.is_removed, !state.chunks.held().is_empty())
-        };
-        if is_removed {
-            return Err(StoreError::Removed {
-                digest: *self.digest(),
-            });
+        if let Some(open) = file.slot.get() {
+            return Ok(open);
         }
         let opened = self
-            .open_or_create(has_chunks)
-            .map_err(|error| StoreError::writing(&self.path, error))?;
-        *file = Some(opened.clone());
+            .open_or_create(&file)
+            .map_err(|error| StoreError::opening(&self.path, error))?;
+        file.is_created = true;
+        file.slot.set(opened.clone());
         Ok(opened)
     }
 
-    fn open_or_create(&self, has_chunks: bool) -> std::io::Result<BlobFile> {
+    fn open_or_create(&self, file: &DataFile) -> std::io::Result<BlobFile> {
         let size = self.geometry.size();
-        if has_chunks {
-            match BlobFile::open(&self.path, size) {
-                // The file was deleted or truncated. The held chunks are still unverified; their
-                // first read finds them missing.
+        if file.is_created {
+            match file.slot.open(|| BlobFile::open(&self.path, size)) {
                 Err(error)
-                    if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidData) => {}
+                    if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidData) =>
+                {
+                    tracing::warn!(
+                        blob = %self.digest(), %error,
+                        "the file of a stored blob is gone or truncated; downloading the blob again"
+                    );
+                    self.lock().chunks.mark_lost();
+                }
                 opened => return opened,
             }
         }
-        BlobFile::create(&self.path, size)
+        file.slot.open(|| BlobFile::create(&self.path, size))
+    }
+
+    pub(super) fn removed(&self) -> StoreError {
+        StoreError::Removed {
+            digest: *self.digest(),
+        }
+    }
+
+    fn lock_file(&self) -> MutexGuard<'_, DataFile> {
+        // No code panics while it holds the lock. The lock of the state is taken after this one.
+        self.file.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

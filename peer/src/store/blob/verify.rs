@@ -25,7 +25,7 @@ impl StoredBlob {
         if !self.is_unverified(chunk) {
             return Ok(());
         }
-        if let Some(values) = self.verify_chunk(chunk).await {
+        if let Some(values) = self.verify_chunk(chunk).await? {
             self.lock().chunks.mark_verified(chunk, &values);
             return Ok(());
         }
@@ -41,16 +41,28 @@ impl StoredBlob {
 
     /// Reads a chunk from disk and checks it against the proof. The chaining values of its parts
     /// (none without a table) if it is intact.
-    async fn verify_chunk(&self, chunk: u32) -> Option<Vec<ChainingValue>> {
-        let Some(table) = self.table() else {
-            let intact = self.hash_rest(IncrementalDigest::default()).await;
-            return matches!(intact, Ok(true)).then(Vec::new);
+    ///
+    /// # Errors
+    /// The file cannot be opened now, which says nothing about the chunk.
+    async fn verify_chunk(&self, chunk: u32) -> Result<Option<Vec<ChainingValue>>, StoreError> {
+        let verified = match self.table() {
+            None => {
+                let intact = self.hash_rest(IncrementalDigest::default()).await;
+                intact.map(|intact| intact.then(Vec::new))
+            }
+            Some(table) => {
+                let range: Range<u64> = self.geometry.chunk_range(chunk);
+                let read = self.read_parts(range).await;
+                read.map(|(_, values)| {
+                    let is_intact = table.verifies_parts(&self.geometry, chunk, &values);
+                    is_intact.then_some(values)
+                })
+            }
         };
-        let range: Range<u64> = self.geometry.chunk_range(chunk);
-        let (_, values) = self.read_parts(range).await.ok()?;
-        table
-            .verifies_parts(&self.geometry, chunk, &values)
-            .then_some(values)
+        match verified {
+            Err(error) if error.is_about_content() => Ok(None),
+            verified => verified,
+        }
     }
 
     /// The first damaged chunk among whole parts that were read from `start` on, with their

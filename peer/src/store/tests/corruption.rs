@@ -19,7 +19,7 @@ fn data_file(dir: &Path, sample: &Sample) -> PathBuf {
 
 /// Creates a store in `dir` with these complete blobs, and closes it.
 async fn create_closed_store(dir: &Path, samples: &[&Sample]) {
-    let store = Store::open(dir, LARGE_QUOTA, &samples[0].trusted).unwrap();
+    let store = Store::open_small(dir, LARGE_QUOTA, &samples[0].trusted).unwrap();
     for sample in samples {
         fill(&store, sample).await;
         // Saved one by one, so that their times of last use differ.
@@ -85,7 +85,7 @@ async fn flipped_bit_loses_only_its_chunk() {
     let sample = sample(0);
     create_closed_store(dir.path(), &[&sample]).await;
     flip_bit(&data_file(dir.path(), &sample), PART_SIZE + 9);
-    let store = Store::open(dir.path(), LARGE_QUOTA, &sample.trusted).unwrap();
+    let store = Store::open_small(dir.path(), LARGE_QUOTA, &sample.trusted).unwrap();
     assert_eq!(damaged_chunks(&store, &sample).await, [1]);
     repair(&store, &sample, &[1]).await;
 }
@@ -94,7 +94,7 @@ async fn flipped_bit_loses_only_its_chunk() {
 async fn bit_flipped_at_run_time_is_found_at_next_read() {
     let dir = tempfile::tempdir().unwrap();
     let [large, small] = [sample(0), sample_of_length(1, 1000)];
-    let store = Store::open(dir.path(), LARGE_QUOTA, &large.trusted).unwrap();
+    let store = Store::open_small(dir.path(), LARGE_QUOTA, &large.trusted).unwrap();
     let _pins = [fill(&store, &large).await, fill(&store, &small).await];
     for sample in [&large, &small] {
         flip_bit(&data_file(dir.path(), sample), 7);
@@ -107,7 +107,7 @@ async fn bit_flipped_at_run_time_is_found_at_next_read() {
 async fn file_truncated_at_run_time_is_repaired() {
     let dir = tempfile::tempdir().unwrap();
     let sample = sample(0);
-    let store = Store::open(dir.path(), LARGE_QUOTA, &sample.trusted).unwrap();
+    let store = Store::open_small(dir.path(), LARGE_QUOTA, &sample.trusted).unwrap();
     let _pin = fill(&store, &sample).await;
     File::options()
         .write(true)
@@ -125,7 +125,7 @@ async fn file_deleted_or_emptied_before_first_open_is_recreated() {
     for delete in [true, false] {
         let dir = tempfile::tempdir().unwrap();
         create_closed_store(dir.path(), &[&sample]).await;
-        let store = Store::open(dir.path(), LARGE_QUOTA, &sample.trusted).unwrap();
+        let store = Store::open_small(dir.path(), LARGE_QUOTA, &sample.trusted).unwrap();
         let path = data_file(dir.path(), &sample);
         if delete {
             fs::remove_file(&path).unwrap();
@@ -162,7 +162,7 @@ async fn blob_with_inconsistent_files_is_deleted_at_start() {
             &data_file(dir.path(), &left),
             &data_file(dir.path(), &right),
         );
-        let store = Store::open(dir.path(), LARGE_QUOTA, &left.trusted).unwrap();
+        let store = Store::open_small(dir.path(), LARGE_QUOTA, &left.trusted).unwrap();
         assert!(store.get(left.proof.digest()).is_none());
         assert!(
             !data_file(dir.path(), &left).exists(),
@@ -191,7 +191,7 @@ async fn swapped_data_files_of_equal_size_are_detected() {
     ] {
         fs::rename(from, to).unwrap();
     }
-    let store = Store::open(dir.path(), LARGE_QUOTA, &left.trusted).unwrap();
+    let store = Store::open_small(dir.path(), LARGE_QUOTA, &left.trusted).unwrap();
     for sample in [&left, &right] {
         assert_eq!(damaged_chunks(&store, sample).await, [0, 1, 2]);
         repair(&store, sample, &[0, 1, 2]).await;
@@ -206,7 +206,7 @@ async fn blob_with_untrusted_seal_is_deleted_at_start() {
     let mut others = TrustedKeys::none();
     let other = SealKey::from_secret("eu-1".parse().unwrap(), &[9; 32]);
     others.add(other.issuer(), &other.public()).unwrap();
-    let store = Store::open(dir.path(), LARGE_QUOTA, &others).unwrap();
+    let store = Store::open_small(dir.path(), LARGE_QUOTA, &others).unwrap();
     assert!(store.blobs().is_empty() && store.bytes() == 0);
 }
 
@@ -216,12 +216,12 @@ async fn smaller_quota_after_restart_evicts_least_recently_used() {
     let [a, b, c] = [sample(0), sample(1), sample(2)];
     create_closed_store(dir.path(), &[&a, &b, &c]).await;
     {
-        let store = Store::open(dir.path(), LARGE_QUOTA, &a.trusted).unwrap();
+        let store = Store::open_small(dir.path(), LARGE_QUOTA, &a.trusted).unwrap();
         store.get(a.proof.digest()).unwrap();
         store.save();
     }
     let quota = ByteSize(2 * a.geometry.size());
-    let store = Store::open(dir.path(), quota, &a.trusted).unwrap();
+    let store = Store::open_small(dir.path(), quota, &a.trusted).unwrap();
     assert!(store.bytes() <= quota.0);
     assert!(store.get(b.proof.digest()).is_none(), "least recently used");
     assert!(store.get(a.proof.digest()).is_some(), "most recently used");
@@ -232,7 +232,7 @@ fn concurrent_insertions_share_one_blob_and_respect_the_quota() {
     let dir = tempfile::tempdir().unwrap();
     let samples: Vec<_> = (0..8).map(sample).collect();
     let quota = ByteSize(3 * samples[0].geometry.size() + 1);
-    let store = Store::open(dir.path(), quota, &samples[0].trusted).unwrap();
+    let store = Store::open_small(dir.path(), quota, &samples[0].trusted).unwrap();
     let start = Barrier::new(4);
     std::thread::scope(|scope| {
         for thread in 0..4 {
@@ -268,7 +268,7 @@ fn concurrent_insertions_share_one_blob_and_respect_the_quota() {
 async fn reinserted_blob_keeps_its_files() {
     let dir = tempfile::tempdir().unwrap();
     let [a, b] = [sample(0), sample(1)];
-    let store = Store::open(dir.path(), ByteSize(a.geometry.size()), &a.trusted).unwrap();
+    let store = Store::open_small(dir.path(), ByteSize(a.geometry.size()), &a.trusted).unwrap();
     for _ in 0..20 {
         for sample in [&a, &b] {
             drop(fill(&store, sample).await);
@@ -277,7 +277,7 @@ async fn reinserted_blob_keeps_its_files() {
         }
     }
     drop(store);
-    let store = Store::open(dir.path(), LARGE_QUOTA, &a.trusted).unwrap();
+    let store = Store::open_small(dir.path(), LARGE_QUOTA, &a.trusted).unwrap();
     assert!(damaged_chunks(&store, &b).await.is_empty());
 }
 
@@ -285,7 +285,7 @@ async fn reinserted_blob_keeps_its_files() {
 async fn quarantined_blob_leaves_no_file() {
     let dir = tempfile::tempdir().unwrap();
     let sample = sample(0);
-    let store = Store::open(dir.path(), LARGE_QUOTA, &sample.trusted).unwrap();
+    let store = Store::open_small(dir.path(), LARGE_QUOTA, &sample.trusted).unwrap();
     let (pin, _) = store.insert(sample.proof.clone(), sample.geometry).unwrap();
     store.quarantine(sample.proof.digest());
     let error = pin
@@ -329,7 +329,7 @@ fn start_reads_records_but_no_content() {
         .unwrap();
     }
     let before = bytes_read();
-    let store = Store::open(dir.path(), ByteSize(2 << 40), &TrustedKeys::none()).unwrap();
+    let store = Store::open_small(dir.path(), ByteSize(2 << 40), &TrustedKeys::none()).unwrap();
     let read = bytes_read() - before;
     assert_eq!(store.blobs().len(), usize::from(count));
     assert_eq!(store.bytes(), u64::from(count) * size);

@@ -43,7 +43,7 @@ fn quota() -> ByteSize {
 }
 
 fn open(dir: &Path) -> Store {
-    Store::open(dir, quota(), &samples()[0].trusted).unwrap()
+    Store::open_small(dir, quota(), &samples()[0].trusted).unwrap()
 }
 
 /// The child process. Does nothing without [`DIR_VARIABLE`].

@@ -4,6 +4,7 @@
 
 mod corruption;
 mod crash;
+mod open_files;
 
 use bytes::Bytes;
 use flotilla_common::chunk::PART_SIZE;
@@ -11,6 +12,20 @@ use flotilla_common::hash_tree::{self, TreeHasher};
 use flotilla_common::seal::{BlobFacts, SealKey};
 
 use super::*;
+
+/// Open files of the stores in tests: so few that files are closed and opened again all the time.
+const MAX_OPEN_FILES: usize = 2;
+
+impl Store {
+    /// Opens a store that keeps few files open.
+    pub(super) fn open_small(
+        dir: &Path,
+        quota: ByteSize,
+        trusted: &TrustedKeys,
+    ) -> Result<Self, StoreError> {
+        Self::open(dir, quota, MAX_OPEN_FILES, trusted)
+    }
+}
 
 const PART: usize = PART_SIZE as usize;
 
@@ -29,17 +44,24 @@ fn sample(salt: u8) -> Sample {
 
 /// A sealed blob of `length` bytes.
 fn sample_of_length(salt: u8, length: usize) -> Sample {
-    let bytes: Vec<u8> = content(salt, length).collect();
-    sample_with_digest(Digest::sha256(&bytes), salt, length)
+    sample_of(content(salt, length).collect())
 }
 
 fn content(salt: u8, length: usize) -> impl Iterator<Item = u8> {
     (0..length).map(move |n| (n / 7) as u8 ^ salt)
 }
 
+/// A sealed blob with these bytes.
+fn sample_of(bytes: Vec<u8>) -> Sample {
+    sealed(Digest::sha256(&bytes), bytes)
+}
+
 /// As [`sample_of_length`], but its seal names `digest`.
 fn sample_with_digest(digest: Digest, salt: u8, length: usize) -> Sample {
-    let bytes: Vec<u8> = content(salt, length).collect();
+    sealed(digest, content(salt, length).collect())
+}
+
+fn sealed(digest: Digest, bytes: Vec<u8>) -> Sample {
     let mut hasher = TreeHasher::new();
     hasher.update(&bytes);
     let tree = hasher.finish();
@@ -79,14 +101,14 @@ async fn partial_blob_survives_restart() {
     let sample = sample(0);
     let digest = *sample.proof.digest();
     {
-        let store = Store::open(dir.path(), ByteSize(1 << 30), &sample.trusted).unwrap();
+        let store = Store::open_small(dir.path(), ByteSize(1 << 30), &sample.trusted).unwrap();
         let (pin, _) = store.insert(sample.proof.clone(), sample.geometry).unwrap();
         let blob = pin.blob();
         store_chunk(&sample, blob, 0).await;
         store_chunk(&sample, blob, 2).await;
         store.save();
     }
-    let store = Store::open(dir.path(), ByteSize(1 << 30), &sample.trusted).unwrap();
+    let store = Store::open_small(dir.path(), ByteSize(1 << 30), &sample.trusted).unwrap();
     let blob = store.get(&digest).unwrap();
     assert_eq!(blob.held().iter().collect::<Vec<_>>(), [0, 2]);
     assert_eq!(blob.availability(5), Availability::Ready(PART_SIZE));
@@ -109,7 +131,7 @@ async fn digest_is_hashed_incrementally_in_any_chunk_order() {
     for order in [[0, 1, 2], [2, 1, 0], [1, 0, 2]] {
         let dir = tempfile::tempdir().unwrap();
         let sample = sample(0);
-        let store = Store::open(dir.path(), ByteSize(1 << 30), &sample.trusted).unwrap();
+        let store = Store::open_small(dir.path(), ByteSize(1 << 30), &sample.trusted).unwrap();
         let (pin, _) = store.insert(sample.proof.clone(), sample.geometry).unwrap();
         for chunk in order {
             store_chunk(&sample, pin.blob(), chunk).await;
@@ -131,7 +153,7 @@ async fn digest_is_hashed_incrementally_in_any_chunk_order() {
 async fn blob_sealed_with_wrong_digest_fails_digest_check() {
     let dir = tempfile::tempdir().unwrap();
     let sample = sample_with_digest(Digest::sha256(b"another"), 0, 2 * PART + 100);
-    let store = Store::open(dir.path(), ByteSize(1 << 30), &sample.trusted).unwrap();
+    let store = Store::open_small(dir.path(), ByteSize(1 << 30), &sample.trusted).unwrap();
     let (pin, _) = store.insert(sample.proof.clone(), sample.geometry).unwrap();
     for chunk in 0..3 {
         store_chunk(&sample, pin.blob(), chunk).await;
@@ -145,7 +167,7 @@ async fn damaged_chunk_is_dropped_at_first_read() {
     let sample = sample(0);
     let digest = *sample.proof.digest();
     {
-        let store = Store::open(dir.path(), ByteSize(1 << 30), &sample.trusted).unwrap();
+        let store = Store::open_small(dir.path(), ByteSize(1 << 30), &sample.trusted).unwrap();
         let (pin, _) = store.insert(sample.proof.clone(), sample.geometry).unwrap();
         let blob = pin.blob();
         for chunk in 0..3 {
@@ -159,7 +181,7 @@ async fn damaged_chunk_is_dropped_at_first_read() {
     bytes[PART + 3] ^= 1;
     fs::write(&path, bytes).unwrap();
 
-    let store = Store::open(dir.path(), ByteSize(1 << 30), &sample.trusted).unwrap();
+    let store = Store::open_small(dir.path(), ByteSize(1 << 30), &sample.trusted).unwrap();
     let blob = store.get(&digest).unwrap();
     assert!(blob.is_complete());
     assert!(matches!(
@@ -177,7 +199,7 @@ async fn quota_evicts_least_recently_used_but_never_pinned() {
     let dir = tempfile::tempdir().unwrap();
     let [a, b, c, d] = [0, 1, 2, 3].map(sample);
     let size = a.geometry.size();
-    let store = Store::open(dir.path(), ByteSize(3 * size), &a.trusted).unwrap();
+    let store = Store::open_small(dir.path(), ByteSize(3 * size), &a.trusted).unwrap();
     for sample in [&a, &b, &c] {
         let (pin, evicted) = store.insert(sample.proof.clone(), sample.geometry).unwrap();
         store_chunk(sample, pin.blob(), 0).await;
@@ -196,7 +218,7 @@ async fn quota_evicts_least_recently_used_but_never_pinned() {
 async fn blob_that_cannot_fit_is_rejected() {
     let dir = tempfile::tempdir().unwrap();
     let [a, b] = [0, 1].map(sample);
-    let store = Store::open(dir.path(), ByteSize(a.geometry.size()), &a.trusted).unwrap();
+    let store = Store::open_small(dir.path(), ByteSize(a.geometry.size()), &a.trusted).unwrap();
     let _pin = store.insert(a.proof.clone(), a.geometry).unwrap();
     let error = store.insert(b.proof.clone(), b.geometry).unwrap_err();
     assert!(matches!(error, StoreError::OverQuota { .. }));
@@ -207,7 +229,7 @@ fn unusable_folder_is_a_clear_error() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     fs::write(&file, b"").unwrap();
-    let error = Store::open(&file, ByteSize(1), &TrustedKeys::none()).unwrap_err();
+    let error = Store::open_small(&file, ByteSize(1), &TrustedKeys::none()).unwrap_err();
     assert!(matches!(error, StoreError::Unusable { .. }));
     assert!(error.to_string().starts_with("open store "), "{error}");
 }
@@ -215,8 +237,8 @@ fn unusable_folder_is_a_clear_error() {
 #[test]
 fn two_stores_cannot_share_a_folder() {
     let dir = tempfile::tempdir().unwrap();
-    let _first = Store::open(dir.path(), ByteSize(1), &TrustedKeys::none()).unwrap();
-    let error = Store::open(dir.path(), ByteSize(1), &TrustedKeys::none()).unwrap_err();
+    let _first = Store::open_small(dir.path(), ByteSize(1), &TrustedKeys::none()).unwrap();
+    let error = Store::open_small(dir.path(), ByteSize(1), &TrustedKeys::none()).unwrap_err();
     assert!(matches!(error, StoreError::InUse { .. }));
 }
 
@@ -228,7 +250,7 @@ fn unreadable_records_are_deleted_with_their_data() {
     let data = paths::data(&blobs, &Digest::sha256(b"x"));
     fs::write(&data, b"x").unwrap();
     fs::write(paths::record(&data), b"rubbish").unwrap();
-    let store = Store::open(dir.path(), ByteSize(1), &TrustedKeys::none()).unwrap();
+    let store = Store::open_small(dir.path(), ByteSize(1), &TrustedKeys::none()).unwrap();
     assert!(store.blobs().is_empty());
     assert!(!data.exists());
 }
