@@ -160,6 +160,38 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
     use super::*;
 
+    #[tokio::test(flavor = "multi_thread")]
+    async fn concurrent_puts_of_one_manifest_all_succeed() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ManifestStore::open(dir.path()).unwrap();
+        let manifest = StoredManifest {
+            media_type: "application/x".to_owned(),
+            bytes: vec![b' '; 100_000].into(),
+        };
+        let digest = Digest::sha256(&manifest.bytes);
+        for _ in 0..20 {
+            let puts = (0..16).map(|_| store.put(digest, manifest.clone()));
+            futures_util::future::join_all(puts).await;
+        }
+        assert_eq!(fs::read_dir(&store.dir).unwrap().count(), 1);
+        let store = ManifestStore::open(dir.path()).unwrap();
+        assert_eq!(store.get(&digest).await, Some(manifest));
+    }
+
+    #[tokio::test]
+    async fn temporary_files_are_deleted_at_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("manifests");
+        fs::create_dir_all(&folder).unwrap();
+        let name = paths::file_name(&Digest::sha256(b"x"));
+        for leftover in [format!("{name}.0.tmp"), format!("{name}.new")] {
+            fs::write(folder.join(leftover), b"half").unwrap();
+        }
+        let store = ManifestStore::open(dir.path()).unwrap();
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+        assert!(store.newest(8).is_empty());
+    }
+
     #[tokio::test]
     async fn manifest_survives_restart_unless_damaged() {
         let dir = tempfile::tempdir().unwrap();
