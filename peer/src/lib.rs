@@ -49,7 +49,7 @@ pub use mirror::{Warming, docker_daemon_json, hosts_toml, registries_conf};
 pub use origin::{BuildClientError, tracker_http_client};
 pub use start::StartError;
 pub use stats::{BlobProgress, Stats};
-pub use store::StoreError;
+pub use store::{PinnedBlobs, StoreError};
 pub use tracker_client::{
     ExchangeKind, ExchangeObserver, PostError, TrackerContext, TrackerEvent, Trackers,
 };

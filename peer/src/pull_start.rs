@@ -366,6 +366,11 @@ impl PullStarter {
             Err(error @ StoreError::Quarantined { .. }) => {
                 tracing::warn!(%error, "adding a blob to the store failed: it is in quarantine; passing it through from an origin");
             }
+            // Pulls that are running need the room: this is not a fault.
+            Err(error @ StoreError::Full { .. }) => tracing::warn!(
+                blob = %digest, %error,
+                "the store has no room for a blob now; passing it through from an origin"
+            ),
             Err(error) => tracing::error!(
                 blob = %digest, %error,
                 "the store cannot take a blob; passing it through from an origin"

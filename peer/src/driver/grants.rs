@@ -101,7 +101,7 @@ impl Driver {
         self.renewals.retain(|_, until| *until > now);
         let unix_s = self.context.clock.unix_seconds();
         let due = |(_, blob): (_, &BlobEntry)| {
-            let is_pulled = blob.pin.is_some() && !blob.stored.is_complete();
+            let is_pulled = blob.is_wanted && !blob.stored.is_complete();
             let grant = blob
                 .grant
                 .as_ref()

@@ -45,8 +45,10 @@ impl Driver {
                 if let Some(slot) = self.tables.blob_slot(&digest) {
                     if let Some(blob) = self.tables.blob_mut(slot) {
                         blob.cursor = lowest;
+                        blob.was_read |= lowest.is_some();
                     }
                     self.update_cursor(now, slot);
+                    self.release_pin(slot);
                 }
                 self.end_finished_pulls(now);
             }
@@ -162,7 +164,7 @@ impl Driver {
             .tables
             .blobs()
             .filter(|(_, blob)| {
-                blob.pin.is_some()
+                blob.is_wanted
                     && blob.cursor.is_none()
                     && blob.used_at + UNREAD_DOWNLOAD_TIMEOUT <= now
             })
@@ -218,9 +220,11 @@ impl Driver {
             return;
         };
         blob.used_at = now;
-        if blob.pin.is_none() {
+        blob.pin = Some(pin);
+        if !blob.is_wanted {
             blob.stored.clear_bypass();
-            blob.pin = Some(pin);
+            blob.is_wanted = true;
+            blob.was_read = false;
             blob.waited = StallTimes::default();
             self.machine.handle(now, Input::Want { blob: slot });
         }
@@ -230,7 +234,23 @@ impl Driver {
         self.count_waits(now, slot);
         self.machine.handle(now, Input::Unwant { blob: slot });
         if let Some(blob) = self.tables.blob_mut(slot) {
+            blob.is_wanted = false;
             blob.pin = None;
+        }
+    }
+
+    /// Allows the eviction of a blob that is complete and whose readers have ended. It was used
+    /// last, so it is evicted last: a runtime that opens it again soon still finds it. A blob that
+    /// was not read yet, or is being downloaded for a runtime that may return, stays pinned until
+    /// it is no longer wanted.
+    fn release_pin(&mut self, slot: BlobSlot) {
+        let Some(blob) = self.tables.blob_mut(slot) else {
+            return;
+        };
+        if blob.pin.is_some() && blob.was_read && blob.cursor.is_none() && blob.stored.is_complete()
+        {
+            blob.pin = None;
+            self.context.stores.blobs.touch(&blob.stored);
         }
     }
 
@@ -275,6 +295,7 @@ impl Driver {
             Verdict::Valid => {
                 blob.stored.mark_complete();
                 self.context.telemetry.pulls.completed(now, digest);
+                self.release_pin(slot);
                 self.end_finished_pulls(now);
             }
             Verdict::Damaged(chunks) => {

@@ -22,8 +22,12 @@ pub(super) struct BlobEntry {
     /// The repository of the last request for the blob, in which origins are asked for it.
     pub(super) repository: Option<RepositoryName>,
     pub(super) grant: Option<Grant>,
-    /// Held while the blob is wanted.
+    /// Whether a pull needs the blob now or soon.
+    pub(super) is_wanted: bool,
+    /// Held while the blob is wanted, until it is complete and was read.
     pub(super) pin: Option<Pin>,
+    /// Whether it was read since it was wanted first.
+    pub(super) was_read: bool,
     /// The lowest offset of the blob's readers; `None` without readers.
     pub(super) cursor: Option<u64>,
     /// When the blob was last wanted or read.
@@ -96,7 +100,9 @@ impl Tables {
             stored,
             repository: None,
             grant: None,
+            is_wanted: false,
             pin: None,
+            was_read: false,
             cursor: None,
             used_at: now,
             is_being_checked: false,

@@ -29,7 +29,7 @@ use super::response::{set_content_headers, set_partial, unsatisfiable};
 use super::state::Mirror;
 use crate::expected_blobs::ExpectedBlobs;
 use crate::origin::OriginError;
-use crate::store::{Availability, StoredBlob};
+use crate::store::{Availability, PinReason, StoredBlob};
 
 const MEDIA_TYPE: &str = "application/octet-stream";
 
@@ -130,6 +130,8 @@ impl Mirror {
         range: Option<&str>,
         head_by: Time,
     ) -> Result<Response<Body>, MirrorError> {
+        // Pinned before the driver is told, because it may release its own pin at any time.
+        let pin = blob.pin(PinReason::Reader);
         let (digest, size) = (*blob.digest(), blob.geometry().size());
         let Some(range) = BlobRange::requested(digest, range, size) else {
             return Ok(unsatisfiable(size));
@@ -142,7 +144,7 @@ impl Mirror {
         let reader = Reader::new(
             Arc::clone(&self.context),
             repository.clone(),
-            Arc::clone(blob),
+            pin,
             machine,
             self.cursors.open(digest, *blob.geometry(), start),
             range.range.clone(),

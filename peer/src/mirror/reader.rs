@@ -40,15 +40,16 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    /// A reader of `range`, where `cursor` was opened at its start.
+    /// A reader of `range` of the pinned blob, where `cursor` was opened at its start.
     pub(super) fn new(
         context: Arc<MirrorContext>,
         repository: RepositoryName,
-        blob: Arc<StoredBlob>,
+        pin: Pin,
         machine: BlobRead,
         cursor: Cursor,
         range: Range<u64>,
     ) -> Self {
+        let blob = Arc::clone(pin.blob());
         Self {
             context,
             repository,
@@ -56,7 +57,7 @@ impl Reader {
             cursor,
             left: range,
             passthrough: None,
-            _pin: blob.pin(),
+            _pin: pin,
             blob,
         }
     }

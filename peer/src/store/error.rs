@@ -1,5 +1,6 @@
 //! Errors of the store.
 
+use core::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -7,6 +8,36 @@ use flotilla_common::digest::Digest;
 use flotilla_common::units::ByteSize;
 use flotilla_runtime::log_limit::LogLimit;
 use flotilla_runtime::open_files::is_exhausted;
+
+/// The blobs that are not evicted, because they are in use. A blob that is read is not counted as
+/// pulled.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PinnedBlobs {
+    /// Blobs of which a response is being sent.
+    pub read: u64,
+    /// Their total size.
+    pub read_bytes: ByteSize,
+    /// Blobs that a pull downloads, or will read soon.
+    pub pulled: u64,
+    /// Their total size.
+    pub pulled_bytes: ByteSize,
+}
+
+impl fmt::Display for PinnedBlobs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            read,
+            read_bytes,
+            pulled,
+            pulled_bytes,
+        } = self;
+        write!(
+            f,
+            "{read} are being read ({read_bytes}), {pulled} more are being pulled ({pulled_bytes})"
+        )
+    }
+}
 
 /// Why an operation of the store failed.
 #[derive(Debug, thiserror::Error)]
@@ -43,8 +74,21 @@ pub enum StoreError {
         /// The operating system's error.
         source: io::Error,
     },
-    /// The blob does not fit into the quota next to the blobs in use.
-    #[error("store a blob of {size}: the quota of {quota} has no room for it; raise the quota")]
+    /// The blob does not fit into the quota next to the blobs in use. It may fit later.
+    #[error(
+        "store a blob of {size}: the quota of {quota} is taken by blobs in use: {pinned}; raise \
+         the quota, or pull fewer images at a time"
+    )]
+    Full {
+        /// The blob's size.
+        size: ByteSize,
+        /// The configured quota.
+        quota: ByteSize,
+        /// The blobs in use.
+        pinned: PinnedBlobs,
+    },
+    /// The blob is larger than the quota.
+    #[error("store a blob of {size}: it is larger than the quota of {quota}; raise the quota")]
     OverQuota {
         /// The blob's size.
         size: ByteSize,

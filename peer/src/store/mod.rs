@@ -41,9 +41,9 @@ use flotilla_common::seal::TrustedKeys;
 use flotilla_common::units::ByteSize;
 use flotilla_runtime::open_files::is_exhausted;
 
-pub(crate) use blob::{Availability, Pin, StoredBlob};
+pub(crate) use blob::{Availability, Pin, PinReason, StoredBlob};
 pub(crate) use buffers::{freeze, take};
-pub use error::StoreError;
+pub use error::{PinnedBlobs, StoreError};
 pub(crate) use file::{MAX_IO_BYTES, run_blocking};
 use folder_lock::FolderLock;
 pub(crate) use manifests::{ManifestStore, StoredManifest};
@@ -73,6 +73,23 @@ struct Blobs {
     bytes: u64,
     /// Blobs that are not inserted again while the process lives, the oldest first.
     quarantined: VecDeque<Digest>,
+}
+
+impl Blobs {
+    /// The blobs that must not be evicted.
+    fn pinned(&self) -> PinnedBlobs {
+        let mut pinned = PinnedBlobs::default();
+        for blob in self.by_digest.values() {
+            let (blobs, bytes) = match blob.pin_reason() {
+                Some(PinReason::Reader) => (&mut pinned.read, &mut pinned.read_bytes),
+                Some(PinReason::Download) => (&mut pinned.pulled, &mut pinned.pulled_bytes),
+                None => continue,
+            };
+            *blobs += 1;
+            bytes.0 += blob.geometry().size();
+        }
+        pinned
+    }
 }
 
 impl Store {
@@ -137,7 +154,7 @@ impl Store {
         let blobs = self.lock();
         let blob = blobs.by_digest.get(digest)?;
         self.touch(blob);
-        Some(blob.pin())
+        Some(blob.pin(PinReason::Download))
     }
 
     /// Pins a blob; if the store does not have it, makes room and inserts it with no chunk held.
@@ -145,7 +162,8 @@ impl Store {
     /// `geometry` must be its result.
     ///
     /// # Errors
-    /// [`StoreError::OverQuota`] if the blob does not fit, [`StoreError::Quarantined`].
+    /// [`StoreError::OverQuota`] if the blob never fits, [`StoreError::Full`] if it does not fit
+    /// now, [`StoreError::Quarantined`].
     pub(crate) fn insert(
         &self,
         proof: Proof,
@@ -157,7 +175,7 @@ impl Store {
         let mut blobs = self.lock();
         if let Some(blob) = blobs.by_digest.get(&digest) {
             self.touch(blob);
-            return Ok((blob.pin(), Vec::new()));
+            return Ok((blob.pin(PinReason::Download), Vec::new()));
         }
         if blobs.quarantined.contains(&digest) {
             return Err(StoreError::Quarantined { digest });
@@ -168,7 +186,7 @@ impl Store {
         let slot = self.open.slot();
         let blob = Arc::new(StoredBlob::new(proof, geometry, path, slot, held, false));
         self.touch(&blob);
-        let pin = blob.pin();
+        let pin = blob.pin(PinReason::Download);
         blobs.bytes += geometry.size();
         blobs.by_digest.insert(digest, blob);
         Ok((pin, evicted))
@@ -241,12 +259,11 @@ impl Store {
     /// Evicts blobs until one of `size` bytes fits, the least recently used first.
     fn make_room(&self, blobs: &mut Blobs, size: u64) -> Result<Vec<Digest>, StoreError> {
         let quota = self.quota.0;
-        let over_quota = || StoreError::OverQuota {
-            size: ByteSize(size),
-            quota: self.quota,
-        };
         if size > quota {
-            return Err(over_quota());
+            return Err(StoreError::OverQuota {
+                size: ByteSize(size),
+                quota: self.quota,
+            });
         }
         let total = blobs.bytes + size;
         if total <= quota {
@@ -255,7 +272,7 @@ impl Store {
         let mut candidates: Vec<_> = blobs
             .by_digest
             .values()
-            .filter(|blob| !blob.is_pinned())
+            .filter(|blob| blob.pin_reason().is_none())
             .map(|blob| {
                 let used_at = blob.used_at.load(Ordering::Relaxed);
                 (used_at, *blob.digest(), blob.geometry().size())
@@ -274,7 +291,11 @@ impl Store {
             evicted.push(digest);
         }
         if freed < must_free {
-            return Err(over_quota());
+            return Err(StoreError::Full {
+                size: ByteSize(size),
+                quota: self.quota,
+                pinned: blobs.pinned(),
+            });
         }
         for digest in &evicted {
             tracing::info!(blob = %digest, "evicting blob from the store to stay within the quota");

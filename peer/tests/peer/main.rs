@@ -12,6 +12,7 @@ mod hostile;
 mod origin_outage;
 mod recording;
 mod runtime_contract;
+mod small_store;
 mod status;
 mod transfers;
 mod trust;

@@ -58,7 +58,9 @@ pub(crate) struct StoredBlob {
     pub(super) used_at: AtomicU64,
     /// The value of `used_at` at the last [`StoredBlob::take_use`].
     saved_use: AtomicU64,
-    pins: AtomicU32,
+    /// The pins of readers and of downloads.
+    reader_pins: AtomicU32,
+    download_pins: AtomicU32,
 }
 
 /// The data file of a blob.
@@ -87,19 +89,31 @@ pub(crate) struct HeldChunk {
     pub(crate) values: Vec<ChainingValue>,
 }
 
+/// Why a blob is protected from eviction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PinReason {
+    /// A response that sends its bytes.
+    Reader,
+    /// A pull that needs it now or soon.
+    Download,
+}
+
 /// Protects a blob from eviction until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Pin(Arc<StoredBlob>);
+pub(crate) struct Pin {
+    blob: Arc<StoredBlob>,
+    reason: PinReason,
+}
 
 impl Pin {
     pub(crate) const fn blob(&self) -> &Arc<StoredBlob> {
-        &self.0
+        &self.blob
     }
 }
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        self.0.pins.fetch_sub(1, Ordering::AcqRel);
+        self.blob.pins(self.reason).fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -133,7 +147,8 @@ impl StoredBlob {
             digest_so_far: Arc::default(),
             used_at: AtomicU64::new(0),
             saved_use: AtomicU64::new(0),
-            pins: AtomicU32::new(0),
+            reader_pins: AtomicU32::new(0),
+            download_pins: AtomicU32::new(0),
         }
     }
 
@@ -162,13 +177,26 @@ impl StoredBlob {
     }
 
     /// Protects the blob from eviction until the pin is dropped.
-    pub(crate) fn pin(self: &Arc<Self>) -> Pin {
-        self.pins.fetch_add(1, Ordering::AcqRel);
-        Pin(Arc::clone(self))
+    pub(crate) fn pin(self: &Arc<Self>, reason: PinReason) -> Pin {
+        self.pins(reason).fetch_add(1, Ordering::AcqRel);
+        Pin {
+            blob: Arc::clone(self),
+            reason,
+        }
     }
 
-    pub(super) fn is_pinned(&self) -> bool {
-        self.pins.load(Ordering::Acquire) > 0
+    /// Why the blob is protected from eviction; `None` if it is not. A blob that is read and
+    /// downloaded counts as read.
+    pub(super) fn pin_reason(&self) -> Option<PinReason> {
+        let mut reasons = [PinReason::Reader, PinReason::Download].into_iter();
+        reasons.find(|reason| self.pins(*reason).load(Ordering::Acquire) > 0)
+    }
+
+    const fn pins(&self, reason: PinReason) -> &AtomicU32 {
+        match reason {
+            PinReason::Reader => &self.reader_pins,
+            PinReason::Download => &self.download_pins,
+        }
     }
 
     /// The chunks held now.

@@ -220,7 +220,25 @@ async fn blob_that_cannot_fit_is_rejected() {
     let [a, b] = [0, 1].map(sample);
     let store = Store::open_small(dir.path(), ByteSize(a.geometry.size()), &a.trusted).unwrap();
     let _pin = store.insert(a.proof.clone(), a.geometry).unwrap();
+    let reader = store.get(a.proof.digest()).unwrap().pin(PinReason::Reader);
     let error = store.insert(b.proof.clone(), b.geometry).unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(error, StoreError::Full { .. }), "{text}");
+    assert!(
+        text.contains("1 are being read (512.1KiB), 0 more"),
+        "{text}"
+    );
+    drop(reader);
+    let error = store.insert(b.proof.clone(), b.geometry).unwrap_err();
+    assert!(
+        error.to_string().contains("1 more are being pulled"),
+        "{error}"
+    );
+
+    let large = sample_of_length(2, 5 * PART);
+    let error = store
+        .insert(large.proof.clone(), large.geometry)
+        .unwrap_err();
     assert!(matches!(error, StoreError::OverQuota { .. }));
 }
 
