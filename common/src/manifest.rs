@@ -117,6 +117,31 @@ impl Manifest {
         }
     }
 
+    /// The media type that the bytes themselves have: the one that they state, or that of an OCI
+    /// document of their shape. `None` if they state a type that is not in [`ACCEPT`], or have the
+    /// shape of another type: a client that is told a wrong type reads another image from the same
+    /// bytes (CVE-2021-41190).
+    pub fn own_media_type(&self) -> Option<&'static str> {
+        let has_manifests = !self.manifests.is_empty();
+        let has_blobs = self.config.is_some() || !self.layers.is_empty();
+        let (media_type, may_have_blobs) = match self.media_type.as_deref() {
+            Some(OCI_MANIFEST) => (OCI_MANIFEST, true),
+            Some(DOCKER_MANIFEST) => (DOCKER_MANIFEST, true),
+            Some(OCI_INDEX) => (OCI_INDEX, false),
+            Some(DOCKER_LIST) => (DOCKER_LIST, false),
+            Some(_) => return None,
+            None if has_blobs => (OCI_MANIFEST, true),
+            None if has_manifests => (OCI_INDEX, false),
+            None => return None,
+        };
+        let is_mixed = if may_have_blobs {
+            has_manifests
+        } else {
+            has_blobs
+        };
+        (!is_mixed).then_some(media_type)
+    }
+
     /// The referenced blobs that a registry must hold: configuration, then layers, each once.
     pub fn blobs(&self) -> Vec<&Descriptor> {
         // A manifest of 4 MiB has room for tens of thousands of layers.
@@ -173,6 +198,35 @@ mod tests {
                 .blobs()
                 .is_empty()
         );
+    }
+
+    #[test]
+    fn media_type_is_derived_from_statement_or_shape() {
+        let digest = Digest::sha256(b"x");
+        let one = format!(r#"{{"mediaType":"x","digest":"{digest}","size":5}}"#);
+        let derived = |fields: &str| {
+            let text = format!(r#"{{"schemaVersion":2{fields}}}"#);
+            let manifest = Manifest::parse(text.as_bytes()).expect("a manifest");
+            manifest.own_media_type()
+        };
+        let stated = |media_type: &str, fields: &str| {
+            derived(&format!(r#","mediaType":"{media_type}"{fields}"#))
+        };
+        let blobs = format!(r#","config":{one},"layers":[{one}]"#);
+        let manifests = format!(r#","manifests":[{one}]"#);
+        assert_eq!(derived(&blobs), Some(OCI_MANIFEST));
+        assert_eq!(derived(&manifests), Some(OCI_INDEX));
+        for media_type in [OCI_MANIFEST, DOCKER_MANIFEST] {
+            assert_eq!(stated(media_type, &blobs), Some(media_type));
+            assert_eq!(stated(media_type, &manifests), None);
+        }
+        for media_type in [OCI_INDEX, DOCKER_LIST] {
+            assert_eq!(stated(media_type, &manifests), Some(media_type));
+            assert_eq!(stated(media_type, &blobs), None);
+        }
+        assert_eq!(derived(&format!("{blobs}{manifests}")), None, "both");
+        assert_eq!(derived(""), None, "neither");
+        assert_eq!(stated("text/plain", &blobs), None);
     }
 
     #[test]

@@ -124,8 +124,12 @@ impl Mirror {
         reference: &Reference,
     ) -> Result<ResolvedManifest, MirrorError> {
         let manifests = &self.context.stores.manifests;
+        let stored = match reference {
+            Reference::Digest(digest) => manifests.get(digest).await,
+            Reference::Tag(_) => None,
+        };
         if let Reference::Digest(digest) = reference
-            && let Some(manifest) = manifests.get(digest).await
+            && let Some(manifest) = stored.clone().filter(|manifest| manifest.is_confirmed)
         {
             return Ok(ResolvedManifest::current(*digest, manifest));
         }
@@ -138,7 +142,11 @@ impl Mirror {
                 media_type,
                 bytes,
             }) => {
-                let manifest = StoredManifest { media_type, bytes };
+                let manifest = StoredManifest {
+                    media_type,
+                    bytes,
+                    is_confirmed: true,
+                };
                 manifests.put(digest, manifest.clone()).await;
                 self.last_known.insert(key, digest).await;
                 Ok(ResolvedManifest::current(digest, manifest))
@@ -146,7 +154,9 @@ impl Mirror {
             Err(error) => {
                 let found = match reference {
                     Reference::Tag(_) => self.last_known_manifest(&key, &error).await,
-                    Reference::Digest(digest) => self.neighbour_manifest(digest, &error).await,
+                    Reference::Digest(digest) => {
+                        self.unconfirmed_manifest(digest, stored, &error).await
+                    }
                 };
                 let subject = || display_name(repository, reference);
                 found.ok_or_else(|| MirrorError::from_origin(&subject(), &error))
@@ -167,7 +177,7 @@ impl Mirror {
         let digest = self.last_known.get(key).await?;
         let manifest = match self.context.stores.manifests.get(&digest).await {
             Some(manifest) => manifest,
-            None => self.neighbour_manifest(&digest, error).await?.manifest,
+            None => self.neighbour_manifest(&digest).await?,
         };
         self.context.telemetry.counters.stale_tags.add(1);
         let tag = display_name(&key.0, &key.1);
@@ -182,23 +192,45 @@ impl Mirror {
         })
     }
 
-    /// The manifest of a digest from a neighbour, if every origin is unavailable.
-    async fn neighbour_manifest(
+    /// The manifest of a digest that a neighbour sent earlier or sends now, if every origin is
+    /// unavailable.
+    async fn unconfirmed_manifest(
         &self,
         digest: &Digest,
+        stored: Option<StoredManifest>,
         error: &OriginError,
     ) -> Option<ResolvedManifest> {
         if !matches!(error, OriginError::Unavailable(_)) {
             return None;
         }
+        let manifest = match stored {
+            Some(manifest) => manifest,
+            None => self.neighbour_manifest(digest).await?,
+        };
+        Some(ResolvedManifest::current(*digest, manifest))
+    }
+
+    /// The manifest of a digest from a neighbour. Its bytes have the digest, and its media type is
+    /// derived from them. It is stored so that it can be handed on, but an origin is asked for it
+    /// again as soon as one answers.
+    async fn neighbour_manifest(&self, digest: &Digest) -> Option<StoredManifest> {
         let image = self.pull_starter.seek_image(digest).await?;
+        let parsed = Manifest::parse(&image.manifest).ok();
+        let Some(media_type) = parsed.and_then(|manifest| manifest.own_media_type()) else {
+            tracing::warn!(
+                manifest = %digest,
+                "the manifest from a neighbour has no supported media type; waiting for an origin"
+            );
+            return None;
+        };
         let manifest = StoredManifest {
-            media_type: image.media_type.clone(),
+            media_type: media_type.to_owned(),
             bytes: Bytes::copy_from_slice(&image.manifest),
+            is_confirmed: false,
         };
         let manifests = &self.context.stores.manifests;
         manifests.put(*digest, manifest.clone()).await;
-        Some(ResolvedManifest::current(*digest, manifest))
+        Some(manifest)
     }
 }
 

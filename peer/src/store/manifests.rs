@@ -28,10 +28,14 @@ const MAX_MEMORY_BYTES: u64 = 32 << 20;
 pub(crate) struct StoredManifest {
     pub(crate) media_type: String,
     pub(crate) bytes: Bytes,
+    /// Whether an origin served it. Otherwise a neighbour sent it while no origin was available;
+    /// it is used until one is.
+    pub(crate) is_confirmed: bool,
 }
 
 #[derive(Encode, Decode)]
 struct ManifestRecord {
+    is_confirmed: bool,
     media_type: String,
     bytes: Vec<u8>,
 }
@@ -100,6 +104,7 @@ impl ManifestStore {
         let manifest = StoredManifest {
             media_type: record.media_type,
             bytes: record.bytes.into(),
+            is_confirmed: record.is_confirmed,
         };
         self.memory.insert(*digest, manifest.clone()).await;
         Some(manifest)
@@ -114,6 +119,7 @@ impl ManifestStore {
             let record = ManifestRecord {
                 media_type: manifest.media_type,
                 bytes: manifest.bytes.into(),
+                is_confirmed: manifest.is_confirmed,
             };
             let bytes = codec::encode(&record).map_err(io::Error::other)?;
             paths::write_atomically(&path, &bytes)
@@ -167,6 +173,7 @@ mod tests {
         let manifest = StoredManifest {
             media_type: "application/x".to_owned(),
             bytes: vec![b' '; 100_000].into(),
+            is_confirmed: true,
         };
         let digest = Digest::sha256(&manifest.bytes);
         for _ in 0..20 {
@@ -198,6 +205,7 @@ mod tests {
         let manifest = StoredManifest {
             media_type: "application/x".to_owned(),
             bytes: Bytes::from_static(b"{}"),
+            is_confirmed: false,
         };
         let digest = Digest::sha256(b"{}");
         let store = ManifestStore::open(dir.path()).unwrap();

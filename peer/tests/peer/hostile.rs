@@ -10,12 +10,15 @@ use bytes::Bytes;
 use flotilla_common::chunk_map::ChunkMap;
 use flotilla_common::digest::Digest;
 use flotilla_common::wire::frame::Message;
-use flotilla_common::wire::peer::{About, Ask, Chunk, Control, Have, Hello, Holding, Holds};
+use flotilla_common::manifest::OCI_MANIFEST;
+use flotilla_common::wire::peer::{
+    About, Ask, Chunk, Control, Have, Hello, Holding, Holds, ImageBundle,
+};
 use flotilla_peer::{Peer, QuicSettings, quic_endpoint};
 use flotilla_runtime::identity::peer_name;
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 
-use crate::harness::{Fleet, digest, pull, random_bytes, wait_until};
+use crate::harness::{Fleet, digest, get, pull, random_bytes, wait_until};
 
 const MIB: usize = 1 << 20;
 /// Upper bound for a pull, which takes a fraction of a second without a hostile neighbour. A
@@ -227,4 +230,58 @@ async fn flooding_neighbour_does_not_harm_the_pull() {
     pull_and_check(&peer, &image).await;
     sending.abort();
     requesting.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn media_type_from_a_neighbour_is_not_believed() {
+    let fleet = Fleet::new().await;
+    let manifest = fleet.origin.push(&image());
+    let bytes = fleet.origin.manifest_bytes();
+    fleet.origin.is_unavailable.store(true, Ordering::Relaxed);
+    let peer = fleet.peer("vm-1").await;
+    let hostile = HostilePeer::connect(&fleet, &peer).await;
+    let connection = hostile.connection.clone();
+    let lying = tokio::spawn(async move {
+        while let Ok((mut send, _receive)) = connection.accept_bi().await {
+            let image = ImageBundle {
+                media_type: "text/plain".to_owned(),
+                manifest: bytes.to_vec(),
+                proofs: Vec::new(),
+            };
+            let frame = Chunk::Image(image).to_frame().unwrap();
+            let _ = send.write_all(&frame).await;
+            let _ = send.finish();
+        }
+    });
+    let path = format!("/v2/app/manifests/{manifest}");
+    let media_type = async || {
+        let response = get(&peer, &path).await;
+        assert!(response.status().is_success(), "{response:?}");
+        response.headers()["content-type"].to_str().unwrap().to_owned()
+    };
+    assert_eq!(media_type().await, OCI_MANIFEST);
+    lying.abort();
+    assert_eq!(media_type().await, OCI_MANIFEST, "kept for the outage");
+
+    // As soon as an origin answers, it confirms the manifest, once.
+    fleet.origin.is_unavailable.store(false, Ordering::Relaxed);
+    let asked = || {
+        let requests = fleet.origin.requests.lock().unwrap();
+        let asked = requests.iter().filter(|request| request.contains(&path));
+        asked.count()
+    };
+    let before = asked();
+    let confirmed = async {
+        while asked() == before {
+            assert_eq!(media_type().await, OCI_MANIFEST);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let confirmed = tokio::time::timeout(Duration::from_secs(20), confirmed).await;
+    assert!(confirmed.is_ok(), "the origin was not asked");
+    let after = asked();
+    for _ in 0..3 {
+        assert_eq!(media_type().await, OCI_MANIFEST);
+    }
+    assert_eq!(asked(), after);
 }

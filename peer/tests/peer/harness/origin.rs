@@ -143,6 +143,11 @@ impl FakeOrigin {
         Digest::sha256(&manifest)
     }
 
+    /// The manifest of `app:v1`.
+    pub(crate) fn manifest_bytes(&self) -> Bytes {
+        self.manifest.lock().unwrap().clone()
+    }
+
     /// Adds a blob that is part of no image.
     pub(crate) fn add_blob(&self, bytes: &Bytes) {
         let digest = Digest::sha256(bytes);
