@@ -16,10 +16,12 @@ use super::tables::BlobEntry;
 use super::tasks::TaskReport;
 use crate::handles::Upstream;
 use crate::origin::OriginError;
-use crate::transport::PeerLink;
+use crate::transport::{CloseReason, PeerLink};
 
 /// Links whose last grant is remembered. This is more than the maximum number of connections.
 const MAX_VERIFIED: usize = 128;
+/// Forged grants after which a link is closed.
+const MAX_FORGED: u32 = 3;
 /// The shortest time between two requests for one manifest's grant.
 const RENEWAL_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -34,6 +36,8 @@ pub(super) struct VerifiedGrants {
     /// The keys that the signatures were verified with. With other keys, all are verified again.
     trusted: Option<Arc<TrustedKeys>>,
     by_link: BTreeMap<u64, Grant>,
+    /// How many forged grants were received over each link.
+    forged: BTreeMap<u64, u32>,
 }
 
 impl VerifiedGrants {
@@ -63,9 +67,23 @@ impl VerifiedGrants {
         Ok(())
     }
 
-    /// Forgets the grant of a closed link.
+    /// Counts a grant that failed its check. True if the link must be closed: to verify a signature
+    /// over a long grant costs the driver far more than it costs the neighbour to send it.
+    ///
+    /// An expired grant, or one by an unknown key, may be an honest mistake and is cheap to refuse.
+    fn count_failure(&mut self, link: u64, error: &TrustError) -> bool {
+        if *error != TrustError::BadSignature {
+            return false;
+        }
+        let forged = self.forged.entry(link).or_default();
+        *forged += 1;
+        *forged >= MAX_FORGED
+    }
+
+    /// Forgets the grants of a closed link.
     pub(super) fn forget(&mut self, link: u64) {
         self.by_link.remove(&link);
+        self.forged.remove(&link);
     }
 }
 
@@ -91,9 +109,19 @@ impl Driver {
         }
         let grant = grant.ok_or(NotPermitted::NoGrant)?;
         let trusted = self.context.upstream.trusted_keys.current();
-        self.verified.verify(link.id(), grant, &trusted)?;
         let unix_s = self.context.clock.unix_seconds();
-        Ok(grant.permits(link.peer(), digest, unix_s)?)
+        let verified = self.verified.verify(link.id(), grant, &trusted);
+        let permitted = verified.and_then(|()| grant.permits(link.peer(), digest, unix_s));
+        if let Err(error) = &permitted
+            && self.verified.count_failure(link.id(), error)
+        {
+            tracing::warn!(
+                peer = %link.peer(),
+                "neighbour presented forged grants again and again; closing the link"
+            );
+            link.close(CloseReason::Misbehaved);
+        }
+        Ok(permitted?)
     }
 
     /// Requests new grants for pulls in progress whose grants expire soon.
@@ -155,9 +183,25 @@ async fn renew(
 
 #[cfg(test)]
 mod tests {
-    use flotilla_common::seal::SealKey;
+    use flotilla_common::seal::{KeyId, SealKey};
 
     use super::*;
+
+    #[test]
+    fn link_is_closed_after_forged_grants_only() {
+        let mut verified = VerifiedGrants::default();
+        for _ in 0..10 {
+            assert!(!verified.count_failure(1, &TrustError::Expired));
+            let unknown = TrustError::UnknownKey(KeyId([0; 8]));
+            assert!(!verified.count_failure(1, &unknown));
+        }
+        let forged = TrustError::BadSignature;
+        assert!(!verified.count_failure(1, &forged) && !verified.count_failure(1, &forged));
+        assert!(!verified.count_failure(2, &forged), "another link");
+        assert!(verified.count_failure(1, &forged));
+        verified.forget(1);
+        assert!(!verified.count_failure(1, &forged));
+    }
 
     #[test]
     fn grant_signature_is_verified_once_per_link_and_key() {

@@ -148,11 +148,12 @@ impl Driver {
                 () = shutdown.wait() => break,
                 Some(report) = reported.recv() => driver.on_report(clock.now(), report),
                 Some(command) = events.commands.recv() => driver.on_command(clock.now(), command),
+                Some(event) = events.tracker.recv() => driver.on_tracker(clock.now(), event),
+                Ok(()) = origin_changes.changed() => driver.on_origin_change(clock.now()),
+                // After the others: neighbours decide how many of these there are.
                 Some(event) = events.transport_events.recv() => {
                     driver.on_transport_event(clock.now(), event);
                 }
-                Some(event) = events.tracker.recv() => driver.on_tracker(clock.now(), event),
-                Ok(()) = origin_changes.changed() => driver.on_origin_change(clock.now()),
                 () = clock.sleep_until(Some(deadline)) => {}
             }
             driver.on_time(clock.now());

@@ -58,12 +58,12 @@ impl Driver {
         }
         if let Some(older) = &peer.link {
             if !link.is_preferred_to(older, &own) {
-                return self.retire(link);
+                return self.retire(slot, link);
             }
             // The neighbour may have restarted. It then knows nothing of the messages on the older
             // link.
             if let Some(older) = peer.link.take() {
-                self.retire(older);
+                self.retire(slot, older);
             }
             self.machine.handle(now, Input::Disconnected { peer: slot });
         }
@@ -98,8 +98,14 @@ impl Driver {
         self.ask_for_images(now, &link);
     }
 
-    /// Closes a surplus connection after its transfers had time to finish.
-    fn retire(&self, link: PeerLink) {
+    /// Closes a surplus connection after its transfers had time to finish. An earlier surplus one
+    /// is closed at once, so that a peer has two connections at most.
+    fn retire(&mut self, slot: PeerSlot, link: PeerLink) {
+        if let Some(peer) = self.tables.peer_mut(slot)
+            && let Some(earlier) = peer.retired.replace(link.clone())
+        {
+            earlier.close(CloseReason::Duplicate);
+        }
         self.context.shutdown.spawn(async move {
             tokio::time::sleep(DUPLICATE_GRACE).await;
             link.close(CloseReason::Duplicate);
@@ -121,11 +127,11 @@ impl Driver {
         let Some(peer) = self.tables.peer_mut(slot) else {
             return;
         };
-        if peer
-            .link
-            .as_ref()
-            .is_some_and(|current| current.id() == link.id())
-        {
+        let is_this = |current: &PeerLink| current.id() == link.id();
+        if peer.retired.as_ref().is_some_and(is_this) {
+            peer.retired = None;
+        }
+        if peer.link.as_ref().is_some_and(is_this) {
             peer.link = None;
             self.count_neighbours();
             self.machine.handle(now, Input::Disconnected { peer: slot });
@@ -152,14 +158,12 @@ impl Driver {
                 return;
             }
             Control::SlotFree(_) => return self.machine.handle(now, Input::SlotFree { peer }),
-            Control::ProofWanted(wanted) => {
-                if let Some(stored) = self.context.stores.blobs.get(&wanted.digest) {
-                    link.send(Control::Proof(stored.proof().clone()));
-                }
+            // No build requests proofs this way. An answer may have 4 MiB to a question of 40
+            // bytes, so a neighbour could fill this peer's memory with answers. Hello and About
+            // are exchanged before.
+            Control::ProofWanted(_) | Control::Proof(_) | Control::Hello(_) | Control::About(_) => {
                 return;
             }
-            // This peer never requests proofs, and Hello and About are exchanged before.
-            Control::Proof(_) | Control::Hello(_) | Control::About(_) => return,
         };
         if let Some(blob) = self.tables.blob_slot(&digest) {
             self.machine.handle(now, Input::Have { peer, blob, have });

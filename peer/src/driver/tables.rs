@@ -47,6 +47,8 @@ pub(super) struct PeerEntry {
     /// Its address and location, if a tracker named it.
     pub(super) info: Option<PeerInfo>,
     pub(super) link: Option<PeerLink>,
+    /// A surplus connection, which is closed soon.
+    pub(super) retired: Option<PeerLink>,
     pub(super) quarantined_until: Time,
     /// The rates of bytes received from it and sent to it.
     pub(super) down: RateMeter,
@@ -56,7 +58,7 @@ pub(super) struct PeerEntry {
 impl PeerEntry {
     /// Whether the entry may be reused. The entry of a quarantined peer must stay.
     fn is_unused(&self) -> bool {
-        self.link.is_none() && self.quarantined_until == Time::ZERO
+        self.link.is_none() && self.retired.is_none() && self.quarantined_until == Time::ZERO
     }
 }
 
@@ -166,6 +168,7 @@ impl Tables {
             id: id.clone(),
             info: None,
             link: None,
+            retired: None,
             quarantined_until: Time::ZERO,
             down: RateMeter::default(),
             up: RateMeter::default(),

@@ -6,8 +6,10 @@
 //! chunks to fetch and which requests to serve.
 
 mod congestion;
+mod control_budget;
 mod fetch;
 mod frame_io;
+mod handshakes;
 mod image;
 mod peer_link;
 mod serve;
@@ -30,7 +32,9 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 pub use congestion::{CongestionControl, UnknownCongestionControl};
+use control_budget::ControlBudget;
 pub(crate) use fetch::{FetchError, fetch_chunk};
+use handshakes::Handshakes;
 pub(crate) use image::{ImageRequest, request_image};
 use peer_link::NewLink;
 pub(crate) use peer_link::{CloseReason, LinkSetupError, PeerLink};
@@ -152,15 +156,21 @@ impl Transport {
     }
 
     async fn accept_all(self) {
+        let handshakes = Handshakes::new();
         loop {
             let incoming = tokio::select! {
                 () = self.shutdown.wait() => return,
                 incoming = self.endpoint.accept() => incoming,
             };
             let Some(incoming) = incoming else { return };
+            let Some((incoming, permit)) = handshakes.admit(incoming) else {
+                continue;
+            };
             let transport = self.clone();
             self.shutdown.spawn(async move {
-                match accept(incoming, &transport.about).await {
+                let accepted = accept(incoming, &transport.about).await;
+                drop(permit);
+                match accepted {
                     Ok(link) => transport.serve_link(link).await,
                     Err(error) => tracing::debug!(%error, "accepting a connection failed"),
                 }
@@ -178,9 +188,11 @@ impl Transport {
         } = new;
         self.report(TransportEvent::Linked(link.clone())).await;
         let control = async {
+            let mut budget = ControlBudget::new();
             loop {
                 match peer_link::read_control(&mut receive).await {
                     Ok(message) => {
+                        budget.take(&message).await;
                         self.report(TransportEvent::Control(link.clone(), message))
                             .await
                     }

@@ -9,12 +9,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use flotilla_common::chunk_map::ChunkMap;
 use flotilla_common::digest::Digest;
-use flotilla_common::wire::frame::Message;
+use flotilla_common::grant::Grant;
 use flotilla_common::manifest::OCI_MANIFEST;
+use flotilla_common::seal::SealKey;
+use flotilla_common::wire::frame::Message;
 use flotilla_common::wire::peer::{
-    About, Ask, Chunk, Control, Have, Hello, Holding, Holds, ImageBundle,
+    About, Ask, AskImage, Chunk, Control, Have, Hello, Holding, Holds, ImageBundle, ProofWanted,
 };
-use flotilla_peer::{Peer, QuicSettings, quic_endpoint};
+use flotilla_peer::{Config, Peer, QuicSettings, quic_endpoint};
 use flotilla_runtime::identity::peer_name;
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 
@@ -257,7 +259,10 @@ async fn media_type_from_a_neighbour_is_not_believed() {
     let media_type = async || {
         let response = get(&peer, &path).await;
         assert!(response.status().is_success(), "{response:?}");
-        response.headers()["content-type"].to_str().unwrap().to_owned()
+        response.headers()["content-type"]
+            .to_str()
+            .unwrap()
+            .to_owned()
     };
     assert_eq!(media_type().await, OCI_MANIFEST);
     lying.abort();
@@ -284,4 +289,75 @@ async fn media_type_from_a_neighbour_is_not_believed() {
         assert_eq!(media_type().await, OCI_MANIFEST);
     }
     assert_eq!(asked(), after);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn peer_has_two_connections_at_most() {
+    let fleet = Fleet::new().await;
+    let peer = fleet.peer("vm-1").await;
+    let mut connections = Vec::new();
+    for _ in 0..8 {
+        connections.push(HostilePeer::connect(&fleet, &peer).await);
+    }
+    let open = || {
+        let mut open = connections.iter();
+        let is_open = |hostile: &&HostilePeer| hostile.connection.close_reason().is_none();
+        open.by_ref().filter(is_open).count()
+    };
+    wait_until("the surplus ones are closed", || open() <= 2).await;
+    let last = connections.last().unwrap();
+    assert!(last.connection.close_reason().is_none(), "the newest stays");
+    assert_eq!(peer.stats().neighbours, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn neighbour_that_forges_grants_is_disconnected() {
+    let fleet = Fleet::with_tls().await;
+    let config = Config {
+        requires_grants: true,
+        ..fleet.config("vm-1")
+    };
+    let peer = fleet.start(config).await;
+    let hostile = HostilePeer::connect(&fleet, &peer).await;
+    let manifest = digest(b"manifest");
+    let forger = SealKey::from_secret("eu-1".parse().unwrap(), &[9; 32]);
+    let end = u64::MAX / 2;
+    let forged = Grant {
+        key_id: fleet.key.key_id(),
+        ..Grant::sign(&forger, "vm-hostile".parse().unwrap(), vec![manifest], end)
+    };
+    let ask = Chunk::AskImage(AskImage {
+        manifest,
+        grant: Some(forged),
+    });
+    let ask = ask.to_frame().unwrap();
+    let mut refused = 0;
+    while let Ok((mut send, mut receive)) = hostile.connection.open_bi().await {
+        if send.write_all(&ask).await.is_err() || receive.read_to_end(100).await.is_err() {
+            break;
+        }
+        refused += 1;
+        assert!(refused < 10, "the connection stays open");
+    }
+    assert!(refused <= 3, "{refused}");
+    assert!(hostile.connection.close_reason().is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn questions_for_proofs_are_not_answered() {
+    let fleet = Fleet::new().await;
+    let image = image();
+    fleet.origin.push(&image);
+    let peer = fleet.peer("vm-1").await;
+    assert_eq!(pull(&peer).await, image);
+    let mut hostile = HostilePeer::connect(&fleet, &peer).await;
+    let digest = digest(&image[2]);
+    for _ in 0..5000 {
+        let question = Control::ProofWanted(ProofWanted { digest });
+        hostile.send(&question).await.unwrap();
+    }
+    // The hostile peer reads nothing. Unread answers would have closed the connection.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(hostile.connection.close_reason(), None);
+    assert_eq!(peer.stats().neighbours, 1);
 }
