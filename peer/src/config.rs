@@ -15,6 +15,7 @@ use flotilla_common::units::{BitRate, ByteSize};
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::identity::{Identity, LiveKeys};
 
+use crate::dial_filter::AddressRange;
 use crate::transport::{ChunkInterceptor, CongestionControl, Unaltered};
 
 /// The default address of the mirror.
@@ -52,6 +53,11 @@ pub struct Config {
     /// region are used; those of other regions only while none of the own ones answers, the region
     /// that is named first before the others. Without a tracker, blobs come from origins only.
     pub trackers: Vec<TrackerUrl>,
+    /// The addresses at which other peers are dialled when a tracker names them. A peer that dials
+    /// this one may have any address; its certificate decides. Empty: any address that a peer can
+    /// have. Loopback addresses are dialled only if `quic` is one or a range has them. Default
+    /// empty.
+    pub peers_from: Vec<AddressRange>,
     /// The store's directory, which no other peer may use.
     pub store: PathBuf,
     /// The maximum total size of the blobs in the store. Default 50 GiB.
@@ -108,6 +114,7 @@ impl Config {
             origins: Vec::new(),
             registries: Vec::new(),
             trackers: Vec::new(),
+            peers_from: Vec::new(),
             store,
             quota: QUOTA,
             region,

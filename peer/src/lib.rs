@@ -15,6 +15,7 @@
 //! to the runtime; a pull is slower or less reliable than without a peer.
 
 mod config;
+mod dial_filter;
 mod driver;
 mod expected_blobs;
 mod handles;
@@ -44,6 +45,7 @@ use flotilla_runtime::shutdown::Shutdown;
 use tokio::net::TcpListener;
 
 pub use config::{Config, OriginUrl, check_url, parse_tracker};
+pub use dial_filter::AddressRange;
 pub use flotilla_common::opening::FallbackTimeouts;
 pub use mirror::{Warming, docker_daemon_json, hosts_toml, registries_conf};
 pub use origin::{BuildClientError, tracker_http_client};

@@ -20,6 +20,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 use crate::config::Config;
+use crate::dial_filter::DialFilter;
 use crate::driver::{Commands, Driver, DriverContext, Events, QUEUE, peer_key};
 use crate::handles::{Handles, Network, Shutdowns, Stores, Upstream};
 use crate::metrics::{self, MetricSources};
@@ -223,6 +224,7 @@ pub(crate) fn start_driver(
         clock: config.clock,
         stores: handles.stores.clone(),
         network: handles.network.clone(),
+        dial_filter: DialFilter::new(config.peers_from.clone(), config.quic),
         upstream: handles.upstream.clone(),
         telemetry: Arc::clone(&handles.telemetry),
         interceptor: Arc::clone(&config.interceptor),

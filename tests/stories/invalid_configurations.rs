@@ -120,6 +120,11 @@ fn invalid_values_name_the_key_and_the_fix() {
         ),
         (
             "peer",
+            with("peers-from = ['10.0.0.0/8', '10.0.0.0/33']"),
+            ["key 'peers-from'", "such as 10.0.0.0/8 or fd00::/8"],
+        ),
+        (
+            "peer",
             with("mirror = 'localhost:5001'"),
             ["key 'mirror'", "write an IP address and a port"],
         ),

@@ -100,9 +100,8 @@ impl Driver {
         if !self.images.waiting.contains_key(&handout.digest) {
             return;
         }
-        let own = self.context.network.me.id.clone();
         let mut peers = Vec::new();
-        for info in handout.peers.iter().filter(|info| info.id != own) {
+        for info in &handout.peers {
             let connection = self.connection(&info.id);
             if connection != PeerConnection::None {
                 self.store_peer_info(info);

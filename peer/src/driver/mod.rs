@@ -38,6 +38,7 @@ use flotilla_runtime::shutdown::Shutdown;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
+use crate::dial_filter::DialFilter;
 use crate::handles::{Network, Stores, Upstream};
 use crate::rate_meter::RateMeter;
 use crate::store::StoredBlob;
@@ -61,6 +62,8 @@ pub(crate) struct DriverContext {
     pub(crate) clock: Clock,
     pub(crate) stores: Stores,
     pub(crate) network: Network,
+    /// Which peers that a tracker names are dialled.
+    pub(crate) dial_filter: DialFilter,
     pub(crate) upstream: Upstream,
     pub(crate) telemetry: Arc<Telemetry>,
     /// Sends chunks to neighbours.

@@ -30,7 +30,12 @@ impl Driver {
                 let _ = sender.send(self.snapshot());
             }
             TrackerEvent::Handouts(handouts) => {
-                for named in handouts {
+                for mut named in handouts {
+                    // This peer itself is in the handouts of what it holds.
+                    let own = &self.context.network.me.id;
+                    let filter = &self.context.dial_filter;
+                    let is_kept = |peer: &PeerInfo| peer.id != *own && filter.admits(peer);
+                    named.peers.retain(is_kept);
                     self.on_handout(now, &named);
                 }
             }
@@ -58,13 +63,13 @@ impl Driver {
         }
     }
 
+    /// Handles a handout without this peer and without peers that are not dialled.
     fn on_handout(&mut self, now: Time, named: &NamedPeers) {
         let Some(blob) = self.tables.blob_slot(&named.digest) else {
             return self.image_handout(now, named);
         };
-        let own = self.context.network.me.id.clone();
-        let others = named.peers.iter().filter(|info| info.id != own);
-        let peers: Vec<PeerFacts> = others.map(|info| self.store_peer_info(info)).collect();
+        let peers = named.peers.iter();
+        let peers: Vec<PeerFacts> = peers.map(|info| self.store_peer_info(info)).collect();
         self.machine.handle(now, Input::Handout { blob, peers });
     }
 

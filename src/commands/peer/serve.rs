@@ -8,7 +8,9 @@ use flotilla_common::chunk::MAX_CHUNK_LOG2;
 use flotilla_common::name::{DEFAULT_REGION, RegionName, ZoneName};
 use flotilla_common::tracker::TrackerUrl;
 use flotilla_common::units::{BitRate, ByteSize, UnitError};
-use flotilla_peer::{Config, CongestionControl, OriginUrl, Peer, check_url, parse_tracker};
+use flotilla_peer::{
+    AddressRange, Config, CongestionControl, OriginUrl, Peer, check_url, parse_tracker,
+};
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::config::{self, ConfigFile};
 use flotilla_runtime::identity::LiveKeys;
@@ -43,6 +45,10 @@ pub(super) struct ServeArgs {
     /// come from the origins]
     #[arg(long, value_name = "[REGION=]URL[,...]", value_delimiter = ',', value_parser = parse_tracker)]
     tracker: Vec<TrackerUrl>,
+    /// The addresses at which peers that a tracker names are dialled: 10.0.0.0/8,fd00::/8
+    /// [default: all but multicast and, unless this peer listens there, loopback addresses]
+    #[arg(long, value_name = "CIDR[,CIDR]", value_delimiter = ',')]
+    peers_from: Vec<AddressRange>,
     /// The directory of the chunk store
     #[arg(long, value_name = "DIR", help_heading = "Store")]
     store: Option<PathBuf>,
@@ -169,6 +175,7 @@ fn config(args: ServeArgs) -> Result<Config, CommandError> {
         origins: args.origin,
         registries: args.registry,
         trackers: args.tracker,
+        peers_from: args.peers_from,
         quota: args.quota,
         up: args.up,
         down: args.down,
