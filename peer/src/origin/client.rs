@@ -24,6 +24,9 @@ use super::request::{HttpClients, header};
 use crate::config::OriginUrl;
 use crate::status::{OriginStanding, OriginStatus, rounded};
 
+/// How often a manifest or closure is requested at least, if answers break off.
+const MIN_ATTEMPTS: usize = 2;
+
 /// A manifest from an origin, checked against its digest.
 #[derive(Debug, Clone)]
 pub(crate) struct FetchedManifest {
@@ -135,7 +138,8 @@ impl OriginClient {
 
     /// Asks one origin after another until one serves the request, and reads its answer: the media
     /// type, and at most `limit` bytes. The next origin is also asked if an answer breaks off or
-    /// `decode` refuses it.
+    /// `decode` refuses it; a single origin is asked once more, because a restart or a proxy may
+    /// have closed the connection.
     async fn fetch<T>(
         &self,
         need: Need,
@@ -143,7 +147,7 @@ impl OriginClient {
         limit: usize,
         decode: impl Fn(Option<String>, Bytes) -> Result<T, String>,
     ) -> Result<T, OriginError> {
-        let mut attempts = self.attempts();
+        let mut attempts = self.attempts().max(MIN_ATTEMPTS);
         loop {
             let call = |origin| self.0.http.send(request(origin));
             let (origin, response) = self.ask(need, call).await?;

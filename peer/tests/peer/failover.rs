@@ -250,3 +250,25 @@ async fn body_that_breaks_off_goes_on_from_another_region() {
     assert_eq!(pull(&peer).await, image());
     assert_eq!(peer.stats().bytes_passed_through, 0, "the swarm continues");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn single_origin_is_asked_again_for_a_manifest_that_breaks_off() {
+    let fleet = Fleet::new().await;
+    let manifest = fleet.origin.push(&image());
+    let peer = fleet.peer("vm-1").await;
+    for reference in ["v1".to_owned(), manifest.to_string()] {
+        fleet.origin.cut_manifests.store(1, Ordering::Relaxed);
+        let pulled = try_pull_reference(&peer, &reference).await;
+        assert_eq!(pulled.unwrap(), image(), "{reference}");
+    }
+    let other = fleet.peer("vm-2").await;
+    fleet.origin.cut_manifests.store(1, Ordering::Relaxed);
+    let pulled = try_pull_reference(&other, &manifest.to_string()).await;
+    assert_eq!(pulled.unwrap(), image(), "by digest first");
+    fleet.origin.cut_manifests.store(9, Ordering::Relaxed);
+    let third = fleet.peer("vm-3").await;
+    let answer = get(&third, "/v2/app/manifests/v1").await;
+    assert_eq!(answer.status(), 503);
+    let cut = 9 - fleet.origin.cut_manifests.load(Ordering::Relaxed);
+    assert_eq!(cut, 2, "asked twice");
+}

@@ -66,6 +66,8 @@ pub(crate) struct FakeOrigin {
     pub failing_closures: AtomicU64,
     /// Answers requests for closures so many milliseconds late.
     pub closure_delay_ms: AtomicU64,
+    /// Cuts the bodies of so many further manifests.
+    pub cut_manifests: AtomicU64,
     /// Requests for closures received.
     pub closure_requests: AtomicU64,
 }
@@ -109,6 +111,7 @@ impl FakeOrigin {
             grants: Mutex::default(),
             failing_closures: AtomicU64::new(0),
             closure_delay_ms: AtomicU64::new(0),
+            cut_manifests: AtomicU64::new(0),
             closure_requests: AtomicU64::new(0),
         });
         let router = Router::new()
@@ -211,7 +214,22 @@ impl FakeOrigin {
         if !is_tag && reference != Digest::sha256(&manifest).to_string() {
             return status(StatusCode::NOT_FOUND);
         }
-        let mut response = Response::new(Body::from(manifest));
+        let one_less = |left: u64| left.checked_sub(1);
+        let (set, fetch) = (Ordering::Relaxed, Ordering::Relaxed);
+        let is_cut = self
+            .cut_manifests
+            .fetch_update(set, fetch, one_less)
+            .is_ok();
+        let length = manifest.len();
+        let body = if is_cut {
+            let cut = io::Error::other("the test cuts the body");
+            Body::from_stream(stream::iter([Ok(manifest.slice(..length / 2)), Err(cut)]))
+        } else {
+            Body::from(manifest)
+        };
+        let mut response = Response::new(body);
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_LENGTH, length.into());
         response
             .headers_mut()
             .insert(header::CONTENT_TYPE, OCI_MANIFEST.parse().unwrap());
