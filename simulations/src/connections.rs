@@ -2,14 +2,12 @@
 
 use core::time::Duration;
 
-use flotilla_common::swarm::{
-    BlobSlot, HaveBatch, HeldChunks, Input, Nearness, PeerFacts, PeerSlot,
-};
+use flotilla_common::swarm::{BlobSlot, Claim, HeldChunks, Input, Nearness, PeerFacts, PeerSlot};
 use flotilla_common::time::Time;
 
 use crate::event::Event;
 use crate::fetch::{FetchSource, SimulatedFetch};
-use crate::links::{Broadcast, ChunkMapMessage};
+use crate::links::{Broadcast, ChunkMapMessage, Told};
 use crate::scenario::seconds;
 use crate::slab::Key;
 use crate::world::World;
@@ -186,12 +184,16 @@ impl World<'_> {
         }
     }
 
-    /// Tells all interested neighbours about newly held chunks, in one event per time of arrival.
-    pub(crate) fn broadcast(&mut self, peer: u32, blob: BlobSlot, batch: HaveBatch) {
+    /// Tells all interested neighbours about chunks, in one event per time of arrival.
+    pub(crate) fn broadcast(&mut self, peer: u32, blob: BlobSlot, told: &Told) {
         let mut buffers = core::mem::take(&mut self.broadcast_buffers);
         let machine = &self.peers[peer as usize].machine;
-        let recipients = machine.have_recipients(blob, &batch);
-        buffers.recipients.extend(recipients);
+        match told {
+            Told::Have(batch) => buffers
+                .recipients
+                .extend(machine.have_recipients(blob, batch)),
+            Told::Claims(_) => buffers.recipients.extend(machine.claim_recipients(blob)),
+        }
         self.check_neighbours(peer, buffers.recipients.len());
         for slot in buffers.recipients.drain(..) {
             let link = *self.peers[peer as usize].links.at(slot.0);
@@ -214,7 +216,7 @@ impl World<'_> {
             let closed_connections = self.closed_connections;
             let broadcast = self.broadcasts.insert(Broadcast {
                 blob,
-                batch,
+                told: told.clone(),
                 to,
                 closed_connections,
             });
@@ -223,10 +225,26 @@ impl World<'_> {
         self.broadcast_buffers = buffers;
     }
 
+    /// Tells a new neighbour which chunks are claimed.
+    pub(crate) fn tell_claims(&mut self, peer: u32, slot: u32, blob: BlobSlot, claims: Vec<Claim>) {
+        let link = *self.peers[peer as usize].links.at(slot);
+        if !link.is_up {
+            return;
+        }
+        let broadcast = self.broadcasts.insert(Broadcast {
+            blob: self.peers[peer as usize].blobs.at(blob).id,
+            told: Told::Claims(claims),
+            to: vec![(link.peer, link.remote, link.epoch)],
+            closed_connections: self.closed_connections,
+        });
+        let at = self.control_arrival(peer, slot);
+        self.queue.push(at, Event::Have { broadcast });
+    }
+
     pub(crate) fn on_broadcast(&mut self, broadcast: Key) {
         let Some(Broadcast {
             blob,
-            batch,
+            told,
             mut to,
             closed_connections,
         }) = self.broadcasts.remove(broadcast)
@@ -238,14 +256,20 @@ impl World<'_> {
                 || self.is_connected(peer, slot, epoch))
                 && let Some(blob) = self.peers[peer as usize].blobs.slot(blob)
             {
-                self.feed(
-                    peer,
-                    Input::Have {
-                        peer: PeerSlot(slot),
+                let from = PeerSlot(slot);
+                let input = match &told {
+                    Told::Have(batch) => Input::Have {
+                        peer: from,
                         blob,
-                        have: HeldChunks::Chunks(batch),
+                        have: HeldChunks::Chunks(*batch),
                     },
-                );
+                    Told::Claims(claims) => Input::Claims {
+                        peer: from,
+                        blob,
+                        claims: claims.clone(),
+                    },
+                };
+                self.feed(peer, input);
             }
         }
         self.broadcast_buffers.spare.push(to);

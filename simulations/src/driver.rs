@@ -13,6 +13,7 @@ use flotilla_common::tracker::{LeaseUpdate, SessionInput, Urgency};
 use crate::delays::Transport;
 use crate::event::Event;
 use crate::fetch::{FetchPurpose, FetchSource, SimulatedFetch};
+use crate::links::Told;
 use crate::network::FlowEvent;
 use crate::reads::content_of;
 use crate::record::ByteSource;
@@ -30,7 +31,15 @@ impl World<'_> {
                 self.hang_up(peer, slot.0, notice);
             }
             Output::SendChunkMap { peer: slot, blob } => self.send_chunk_map(peer, slot.0, blob),
-            Output::Have { blob, batch } => self.broadcast(peer, blob, batch),
+            Output::Have { blob, batch } => self.broadcast(peer, blob, &Told::Have(batch)),
+            Output::Claims { blob, claims } => {
+                self.broadcast(peer, blob, &Told::Claims(claims));
+            }
+            Output::TellClaims {
+                peer: slot,
+                blob,
+                claims,
+            } => self.tell_claims(peer, slot.0, blob, claims),
             Output::Fetch {
                 transfer,
                 blob,

@@ -1,6 +1,6 @@
 //! Connections between peers, and the messages on them.
 
-use flotilla_common::swarm::{HaveBatch, HeldChunks, PeerSlot};
+use flotilla_common::swarm::{Claim, HaveBatch, HeldChunks, PeerSlot};
 use flotilla_common::time::Time;
 
 use crate::images::BlobId;
@@ -87,11 +87,20 @@ impl LinkTable {
     }
 }
 
-/// Newly held chunks on their way to all neighbours that they reach at the same time.
+/// What a peer tells its neighbours about a blob's chunks.
+#[derive(Clone, Debug)]
+pub(crate) enum Told {
+    /// They are held.
+    Have(HaveBatch),
+    /// They are being fetched from an origin without a lease.
+    Claims(Vec<Claim>),
+}
+
+/// News about chunks on their way to all neighbours that they reach at the same time.
 #[derive(Debug)]
 pub(crate) struct Broadcast {
     pub(crate) blob: BlobId,
-    pub(crate) batch: HaveBatch,
+    pub(crate) told: Told,
     pub(crate) to: Vec<Receiver>,
     /// Number of connections that had ended anywhere when it was sent. If it is the same on
     /// arrival, all receivers are still connected.

@@ -79,6 +79,12 @@ impl SwarmConfig {
         Duration::from_secs_f64((bytes * 8) as f64 / rate.max(1) as f64)
     }
 
+    /// Minimum time between two batches of a blob's news that should not wait, if a chunk takes
+    /// `chunk_time`.
+    pub(super) fn batch_interval(&self, chunk_time: Duration) -> Duration {
+        self.have_interval.min(chunk_time / 2)
+    }
+
     /// Transfers in each direction for neighbours with this median rate: `max(1, round(slots x own
     /// / median))`, within [`Self::max_slots`]. `None` if the own rate is not known.
     pub(super) fn slots_at(&self, median_rate: Option<u64>) -> Option<u32> {

@@ -364,9 +364,17 @@ impl Downloads {
             .map_or(0, |transfer| transfer.progress.moved())
     }
 
+    /// The chunks of a blob that are being fetched from an origin, and the bytes received of each.
+    pub(super) fn from_origin(&self, slot: BlobSlot) -> impl Iterator<Item = (u32, u64)> + '_ {
+        let transfers = self.transfers.of_blob(slot);
+        transfers
+            .filter(|transfer| transfer.source == ChunkSource::Origin)
+            .map(|transfer| (transfer.chunk, transfer.progress.moved()))
+    }
+
     /// Transfers from origins without a lease.
-    pub(super) fn fallbacks(&self) -> usize {
-        self.transfers.fallbacks()
+    pub(super) fn unleased(&self) -> usize {
+        self.transfers.unleased()
     }
 
     /// The transfers under way, for invariants.

@@ -45,7 +45,7 @@ impl HaveBatches {
         let due_at = if holders > 1 && holders * COMMON_ONE_IN >= blob.neighbours().len() {
             ctx.now + common_delay(blob.chunk_time())
         } else {
-            batcher.sent_at + batch_interval(ctx.config.have_interval, blob.chunk_time())
+            batcher.sent_at + ctx.config.batch_interval(blob.chunk_time())
         };
         batcher.add(chunk, due_at);
         if let Some(batch) = batcher.take_due(ctx.now) {
@@ -78,11 +78,6 @@ impl HaveBatches {
             batcher.clear();
         }
     }
-}
-
-/// Minimum time between two batches of a blob with chunks that are not common.
-fn batch_interval(have_interval: Duration, chunk_time: Duration) -> Duration {
-    have_interval.min(chunk_time / 2)
 }
 
 /// How long a common chunk may wait.

@@ -143,6 +143,20 @@ pub enum HeldChunks {
     Complete,
 }
 
+/// A chunk that a peer fetches from an origin without a lease: others leave it alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Claim {
+    /// The chunk.
+    pub chunk: u32,
+    /// How long the claim lasts, unless the chunk is seen or the claim is renewed before.
+    pub term: Duration,
+}
+
+impl Claim {
+    /// Maximum number of claims that are told or heard at once.
+    pub const MAX_PER_MESSAGE: usize = 32;
+}
+
 /// Why a request for a chunk was refused, by us or by a neighbour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum RefusalReason {
@@ -272,6 +286,16 @@ pub enum Input {
         blob: BlobSlot,
     },
 
+    /// A neighbour tells or hands on which chunks are being fetched from an origin without a lease.
+    Claims {
+        /// A connected peer.
+        peer: PeerSlot,
+        /// An added blob.
+        blob: BlobSlot,
+        /// The claims, at most [`Claim::MAX_PER_MESSAGE`].
+        claims: Vec<Claim>,
+    },
+
     /// A neighbour requests a chunk. Answered at once by [`Output::Serve`] or [`Output::Refuse`].
     UploadRequest {
         /// A connected peer.
@@ -398,6 +422,25 @@ pub enum Output {
         blob: BlobSlot,
         /// The chunks.
         batch: HaveBatch,
+    },
+
+    /// Tell the neighbours of [`super::PeerMachine::claim_recipients`] which chunks are being fetched
+    /// from an origin without a lease.
+    Claims {
+        /// The blob.
+        blob: BlobSlot,
+        /// The claims, at most [`Claim::MAX_PER_MESSAGE`].
+        claims: Vec<Claim>,
+    },
+
+    /// Tell a new neighbour which chunks are being fetched from an origin without a lease.
+    TellClaims {
+        /// A connected peer.
+        peer: PeerSlot,
+        /// The blob.
+        blob: BlobSlot,
+        /// The claims, at most [`Claim::MAX_PER_MESSAGE`].
+        claims: Vec<Claim>,
     },
 
     /// Request a chunk from a source. Answered by [`Input::FirstByte`], [`Input::Progress`] and

@@ -6,6 +6,7 @@
 use core::time::Duration;
 
 use super::blob_exchange::{BlobExchange, MAX_NEIGHBOURS};
+use super::claims::Claims;
 use super::config::SwarmConfig;
 use super::context::{Context, Work};
 use super::counters::TransferCounters;
@@ -36,6 +37,7 @@ pub struct PeerMachine {
     uploads: Uploads,
     leases: Leases,
     fallback: OriginFallback,
+    claims: Claims,
     have_batches: HaveBatches,
     stalls: StallReasons,
 }
@@ -51,6 +53,7 @@ impl PeerMachine {
             uploads: Uploads::default(),
             leases: Leases::default(),
             fallback: OriginFallback::default(),
+            claims: Claims::default(),
             have_batches: HaveBatches::default(),
             stalls: StallReasons::default(),
         }
@@ -84,6 +87,9 @@ impl PeerMachine {
             } => self.on_rate_hint(peer, bits_per_second),
             Input::Have { peer, blob, have } => self.on_have(peer, blob, &have),
             Input::Forgot { peer, blob } => self.neighbours.on_forgot(&mut self.ctx, peer, blob),
+            Input::Claims { peer, blob, claims } => {
+                self.claims.on_heard(&mut self.ctx, peer, blob, &claims);
+            }
             Input::UploadRequest {
                 peer,
                 blob,
@@ -160,6 +166,7 @@ impl PeerMachine {
         for timer in self.ctx.timers.take_due(now) {
             match timer {
                 Timer::Have => self.have_batches.send_due(&mut self.ctx),
+                Timer::Claim => self.claims.send_due(&mut self.ctx),
                 Timer::Fill => self.ctx.due.add(Work::FillSlots),
                 Timer::Stall => {
                     while let Some(transfer) = self.downloads.cancel_stalled(&mut self.ctx) {
@@ -169,8 +176,12 @@ impl PeerMachine {
                     self.neighbours.retry_unresponsive(&mut self.ctx);
                 }
                 Timer::Fallback => {
-                    self.fallback
-                        .run(&mut self.ctx, &self.neighbours, &mut self.downloads);
+                    self.fallback.run(
+                        &mut self.ctx,
+                        &self.neighbours,
+                        &mut self.downloads,
+                        &mut self.claims,
+                    );
                     self.update_stall_reasons();
                 }
                 Timer::Lease => {
@@ -205,6 +216,13 @@ impl PeerMachine {
     ) -> impl Iterator<Item = PeerSlot> + 'a {
         let blob = self.ctx.blobs.get(blob);
         let recipients = blob.map(|blob| blob.have_recipients(batch));
+        recipients.into_iter().flatten()
+    }
+
+    /// The recipients of claims of a blob: neighbours that have our chunk map and lack chunks.
+    pub fn claim_recipients(&self, blob: BlobSlot) -> impl Iterator<Item = PeerSlot> + '_ {
+        let blob = self.ctx.blobs.get(blob);
+        let recipients = blob.map(BlobExchange::leechers_with_map);
         recipients.into_iter().flatten()
     }
 
@@ -322,6 +340,7 @@ impl PeerMachine {
         self.stalls.reset(slot);
         self.downloads.start_pull(self.ctx.now, slot, jitter);
         self.fallback.reset(slot);
+        self.claims.restart(&mut self.ctx, slot);
         self.leases.reset_starving(slot);
         self.neighbours.restart_refill(&self.ctx, slot);
         self.ctx.output(Output::Announce);
@@ -348,6 +367,7 @@ impl PeerMachine {
             return;
         }
         if self.ctx.blobs.want_again(slot) {
+            self.claims.restart(&mut self.ctx, slot);
             self.downloads.mark_moved(self.ctx.now, slot);
             self.ctx.timers.wake_by(Timer::Fallback, self.ctx.now);
             self.ctx.output(Output::Announce);
@@ -366,6 +386,7 @@ impl PeerMachine {
         self.downloads.remove_blob(slot);
         self.leases.remove_blob(slot);
         self.fallback.remove_blob(slot);
+        self.claims.remove_blob(slot);
         self.have_batches.remove_blob(slot);
         self.stalls.remove_blob(slot);
     }
@@ -433,7 +454,20 @@ impl PeerMachine {
     }
 
     fn on_have(&mut self, peer: PeerSlot, slot: BlobSlot, have: &HeldChunks) {
+        let has_claims = self.claims.has_open(slot);
+        let is_new = has_claims
+            && self
+                .ctx
+                .blobs
+                .get(slot)
+                .is_some_and(|blob| !blob.knows(peer));
         let is_wanted = self.neighbours.on_have(&mut self.ctx, peer, slot, have);
+        if is_new {
+            self.claims.on_new_neighbour(&mut self.ctx, peer, slot);
+        }
+        if has_claims {
+            self.claims.on_have(&mut self.ctx, slot);
+        }
         if is_wanted && self.downloads.is_free(self.ctx.now, peer) {
             self.ctx.due.add(Work::FillSlots);
         }
@@ -476,8 +510,10 @@ impl PeerMachine {
             return;
         };
         let is_new = blob.hold(chunk);
-        if transfer.permission == Permission::Fallback {
-            self.fallback.on_received(&mut self.ctx, slot);
+        match transfer.permission {
+            Permission::NotNeeded | Permission::Leased => {}
+            Permission::Claimed => self.fallback.on_received(&mut self.ctx, slot, true),
+            Permission::Fallback => self.fallback.on_received(&mut self.ctx, slot, false),
         }
         if is_new {
             self.have_batches.add(&mut self.ctx, slot, chunk);
@@ -541,6 +577,12 @@ impl PeerMachine {
     }
 
     fn set_has_tracker(&mut self, has_tracker: bool) {
+        if self.ctx.has_tracker && !has_tracker {
+            for at in 0..self.ctx.blobs.wanted().len() {
+                let slot = self.ctx.blobs.wanted()[at];
+                self.claims.restart(&mut self.ctx, slot);
+            }
+        }
         self.ctx.has_tracker = has_tracker;
         self.ctx.due.add(Work::SeekLeases);
         self.ctx.timers.wake_by(Timer::Fallback, self.ctx.now);

@@ -75,6 +75,9 @@
 mod blob_exchange;
 mod blobs;
 mod candidates;
+mod claim_hearing;
+mod claim_rate;
+mod claims;
 mod config;
 mod context;
 mod counters;
@@ -108,7 +111,7 @@ mod tests;
 pub use config::SwarmConfig;
 pub use counters::TransferCounters;
 pub use io::{
-    BlobSlot, ChunkSource, DownloadFailure, HaveBatch, HeldChunks, Input, Nearness, Output,
+    BlobSlot, ChunkSource, Claim, DownloadFailure, HaveBatch, HeldChunks, Input, Nearness, Output,
     PeerFacts, PeerSlot, RefusalReason, TransferId, UploadId,
 };
 pub use machine::PeerMachine;

@@ -336,11 +336,6 @@ impl Neighbours {
             .map_or(Duration::ZERO, |peer| peer.round_trip)
     }
 
-    /// The stable hash of the peer's id.
-    pub(super) fn key(&self, peer: PeerSlot) -> u64 {
-        self.peers.get(peer.0 as usize).map_or(0, |peer| peer.key)
-    }
-
     /// Dials under way.
     pub(super) fn dialing(&self) -> u32 {
         self.dialing
@@ -393,6 +388,13 @@ impl Neighbours {
     pub(super) fn wanted(&self, ctx: &Context, now: Time, slot: BlobSlot) -> Option<u8> {
         let candidates = self.candidates.get(slot)?;
         Some(candidates.wanted(now, ctx.blobs.get(slot)?, &ctx.config))
+    }
+
+    /// Whether a candidate is being dialed, and its answer is not late.
+    pub(super) fn awaits_candidate(&self, slot: BlobSlot) -> bool {
+        let is_awaited =
+            |peer: &PeerSlot| self.peers[peer.0 as usize].connection.is_dialing_in_time();
+        self.candidates_of(Some(slot)).iter().any(is_awaited)
     }
 
     /// Whether the blob has candidates, and all of them are in quarantine.

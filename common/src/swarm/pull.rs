@@ -54,7 +54,12 @@ impl Pull {
     /// When the pull has not moved for `timeout`, spread by its jitter and multiplied by two to the
     /// power of `log2`.
     pub(super) fn deadline(&self, timeout: Duration, log2: i32) -> Time {
-        self.moved_at + timeout.mul_f64(self.jitter * libm::exp2(f64::from(log2)))
+        self.moved_at + self.spread(timeout, log2)
+    }
+
+    /// `timeout`, spread by the pull's jitter and multiplied by two to the power of `log2`.
+    pub(super) fn spread(&self, timeout: Duration, log2: i32) -> Duration {
+        timeout.mul_f64(self.jitter * libm::exp2(f64::from(log2)))
     }
 
     /// When bytes last came, or the blob was wanted.

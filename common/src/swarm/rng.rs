@@ -23,17 +23,14 @@ impl Rng {
         times > 0 && self.below(times as usize) == 0
     }
 
+    /// An exponentially distributed number with mean 1.
+    pub(super) fn exponential(&mut self) -> f64 {
+        let below_one = f64::from(self.0.next_u32()) / 4_294_967_296.0;
+        -libm::log(1.0 - below_one)
+    }
+
     /// A random duration from `duration` to twice that.
     pub(super) fn jitter(&mut self, duration: Duration) -> Duration {
         duration + duration.mul_f64(f64::from(self.0.next_u32()) / 4_294_967_296.0)
     }
-}
-
-/// Mixes two numbers into one that depends on every bit of both, for rendezvous hashing. This is
-/// the finalizer of splitmix64.
-pub(super) fn mix(a: u64, b: u64) -> u64 {
-    let mut z = a ^ b.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }

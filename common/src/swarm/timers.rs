@@ -11,6 +11,8 @@ use crate::time::Time;
 pub(super) enum Timer {
     /// A batch of Have messages may be sent.
     Have,
+    /// Claims may be told to neighbours.
+    Claim,
     /// A slot may be filled: a pause has ended, or a transfer is nearly done or late.
     Fill,
     /// A transfer may have stalled, or an unresponsive neighbour is asked again.
@@ -23,8 +25,9 @@ pub(super) enum Timer {
     Dial,
 }
 
-const ALL: [Timer; 6] = [
+const ALL: [Timer; 7] = [
     Timer::Have,
+    Timer::Claim,
     Timer::Fill,
     Timer::Stall,
     Timer::Fallback,

@@ -13,6 +13,8 @@ pub(super) enum Permission {
     NotNeeded,
     /// The tracker granted a lease.
     Leased,
+    /// No tracker answers, and no other peer was known to fetch the chunk.
+    Claimed,
     /// None was granted: the pull had not moved for too long.
     Fallback,
 }
@@ -25,7 +27,7 @@ impl Permission {
     fn slow_factor(self) -> u64 {
         match self {
             Self::Leased => 2,
-            Self::NotNeeded | Self::Fallback => 6,
+            Self::NotNeeded | Self::Claimed | Self::Fallback => 6,
         }
     }
 }
@@ -190,9 +192,13 @@ impl Transfers {
     }
 
     /// Transfers from origins without a lease.
-    pub(super) fn fallbacks(&self) -> usize {
-        self.iter()
-            .filter(|transfer| transfer.permission == Permission::Fallback)
-            .count()
+    pub(super) fn unleased(&self) -> usize {
+        let is_unleased = |transfer: &&Transfer| {
+            matches!(
+                transfer.permission,
+                Permission::Claimed | Permission::Fallback
+            )
+        };
+        self.iter().filter(is_unleased).count()
     }
 }

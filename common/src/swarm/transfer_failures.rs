@@ -96,7 +96,8 @@ impl TransferFailures<'_> {
         if transfer.permission == Permission::Leased {
             self.leases.on_fetch_failed(self.ctx, blob, chunk);
         } else {
-            self.fallback.on_failed(self.ctx, blob);
+            let was_claimed = transfer.permission == Permission::Claimed;
+            self.fallback.on_failed(self.ctx, blob, was_claimed);
         }
     }
 }

@@ -6,7 +6,7 @@
 //!    | <--------------- Hello ------------------------- |
 //!    | <--- About ------------------------------------> |   both, once
 //!    | <--- Holds, Have, Forgot, ProofWanted, Proof,    |
-//!    |      SlotFree ---------------------------------> |   both ways, any time
+//!    |      SlotFree, Claims -------------------------> |   both ways, any time
 //!    |                                                  |
 //!    | ---- a bidirectional stream per chunk: Ask ----> |
 //!    | <--- Refused | Parts, then the chunk's bytes --- |
@@ -99,6 +99,25 @@ pub struct Have {
     pub chunks: Vec<u32>,
 }
 
+/// Chunks that the sender, or a peer from which it heard that, fetches from an origin without a lease:
+/// the receiver leaves them alone, and hands new claims on to its own neighbours once.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Claims {
+    /// The blob.
+    pub digest: Digest,
+    /// The claims.
+    pub claims: Vec<Claim>,
+}
+
+/// One chunk of [`Claims`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Claim {
+    /// The chunk.
+    pub chunk: u32,
+    /// How long the claim lasts unless it is renewed or the chunk is seen, in milliseconds.
+    pub term_ms: u32,
+}
+
 /// The sender holds nothing of this blob any more.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Forgot {
@@ -137,6 +156,8 @@ messages! {
         About(About) = 7,
         /// An upload slot is free.
         SlotFree(SlotFree) = 8,
+        /// Chunks that are being fetched without a lease.
+        Claims(Claims) = 9,
     }
 }
 
@@ -243,6 +264,19 @@ mod tests {
         assert_eq!(
             Control::decode(header.kind, &frame[HEADER_LEN..]).expect("own body"),
             Some(have)
+        );
+        let claims = Control::Claims(Claims {
+            digest: Digest::sha256(b"x"),
+            claims: vec![Claim {
+                chunk: 70_000,
+                term_ms: 2000,
+            }],
+        });
+        let frame = claims.to_frame().expect("encodes");
+        assert_eq!(frame[0], 9, "the kind that other builds know or skip");
+        assert_eq!(
+            Control::decode(9, &frame[HEADER_LEN..]).expect("own body"),
+            Some(claims)
         );
         assert_eq!(Control::decode(200, b"whatever").expect("skipped"), None);
     }

@@ -14,7 +14,7 @@ use flotilla_common::seal::{BlobFacts, SealKey};
 use flotilla_common::wire::frame::Message;
 use flotilla_common::wire::origin::{ClosureAnswer, ClosureRequest};
 use flotilla_common::wire::peer::{
-    About, Ask, AskImage, Chunk, Control, Forgot, Have, Hello, Holding, Holds, ImageBundle, Parts,
+    About, Ask, AskImage, Chunk, Claim, Claims, Control, Forgot, Have, Hello, Holding, Holds, ImageBundle, Parts,
     ProofWanted, Refusal, SlotFree,
 };
 use flotilla_common::wire::tracker::{
@@ -127,6 +127,16 @@ fn peer_frames() -> Seeds {
         ("proof-wanted", Control::ProofWanted(ProofWanted { digest })),
         ("proof", Control::Proof(proof())),
         ("slot-free", Control::SlotFree(SlotFree)),
+        (
+            "claims",
+            Control::Claims(Claims {
+                digest,
+                claims: vec![Claim {
+                    chunk: 70_000,
+                    term_ms: 2_000,
+                }],
+            }),
+        ),
     ];
     let chunk = [
         (

@@ -4,7 +4,7 @@ use core::time::Duration;
 use std::sync::Arc;
 
 use flotilla_common::name::PeerId;
-use flotilla_common::swarm::{HaveBatch, HeldChunks, Input, PeerSlot, UploadId};
+use flotilla_common::swarm::{Claim, HaveBatch, HeldChunks, Input, PeerSlot, UploadId};
 use flotilla_common::time::Time;
 use flotilla_common::wire::peer::{self, Control, Holding};
 
@@ -157,6 +157,7 @@ impl Driver {
                 }
                 return;
             }
+            Control::Claims(claims) => return self.on_claims(now, peer, &claims),
             Control::SlotFree(_) => return self.machine.handle(now, Input::SlotFree { peer }),
             // No build requests proofs this way. An answer may have 4 MiB to a question of 40
             // bytes, so a neighbour could fill this peer's memory with answers. Hello and About
@@ -196,6 +197,21 @@ impl Driver {
                 },
             );
         }
+    }
+
+    fn on_claims(&mut self, now: Time, peer: PeerSlot, message: &peer::Claims) {
+        let Some(blob) = self.tables.blob_slot(&message.digest) else {
+            return;
+        };
+        let from_wire = |claim: &peer::Claim| Claim {
+            chunk: claim.chunk,
+            term: Duration::from_millis(claim.term_ms.into()),
+        };
+        // The machine remembers few; further ones in one message are not believed anyway.
+        let claims = message.claims.iter().take(Claim::MAX_PER_MESSAGE);
+        let claims = claims.map(from_wire).collect();
+        self.machine
+            .handle(now, Input::Claims { peer, blob, claims });
     }
 
     fn on_chunk_request(&mut self, now: Time, link: PeerLink, request: ChunkRequest) {

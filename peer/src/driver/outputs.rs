@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use flotilla_common::chunk_map::ChunkMap;
 use flotilla_common::swarm::{
-    BlobSlot, ChunkSource, DownloadFailure, HaveBatch, Input, Output, PeerSlot, RefusalReason,
-    TransferId, UploadId,
+    BlobSlot, ChunkSource, Claim, DownloadFailure, HaveBatch, Input, Output, PeerSlot,
+    RefusalReason, TransferId, UploadId,
 };
 use flotilla_common::tracker::{LeaseUpdate, Urgency};
-use flotilla_common::wire::peer::{self, Control, Forgot, Have, Holding, Holds, SlotFree};
+use flotilla_common::wire::peer::{self, Claims, Control, Forgot, Have, Holding, Holds, SlotFree};
 use tokio::task::JoinHandle;
 
 use super::{Driver, Fetch, tasks};
@@ -28,6 +28,14 @@ impl Driver {
             Output::HangUp { peer } => self.hang_up(peer),
             Output::SendChunkMap { peer, blob } => self.send_chunk_map(peer, blob),
             Output::Have { blob, batch } => self.send_have(blob, &batch),
+            Output::Claims { blob, claims } => self.send_claims(blob, &claims),
+            Output::TellClaims { peer, blob, claims } => {
+                if let (Some(link), Some(message)) =
+                    (self.tables.link(peer), self.claims_message(blob, &claims))
+                {
+                    link.send(message);
+                }
+            }
             Output::Fetch {
                 transfer,
                 blob,
@@ -157,6 +165,31 @@ impl Driver {
         {
             link.send(have.clone());
         }
+    }
+
+    fn send_claims(&self, slot: BlobSlot, claims: &[Claim]) {
+        let Some(message) = self.claims_message(slot, claims) else {
+            return;
+        };
+        for link in self
+            .machine
+            .claim_recipients(slot)
+            .filter_map(|peer| self.tables.link(peer))
+        {
+            link.send(message.clone());
+        }
+    }
+
+    fn claims_message(&self, slot: BlobSlot, claims: &[Claim]) -> Option<Control> {
+        let blob = self.tables.blob(slot)?;
+        let to_wire = |claim: &Claim| peer::Claim {
+            chunk: claim.chunk,
+            term_ms: u32::try_from(claim.term.as_millis()).unwrap_or(u32::MAX),
+        };
+        Some(Control::Claims(Claims {
+            digest: *blob.stored.digest(),
+            claims: claims.iter().map(to_wire).collect(),
+        }))
     }
 
     /// Tells the neighbours that exchange a blob that it left the store. This must happen before

@@ -275,6 +275,12 @@ impl BlobExchange {
         self.have_announced >> index & 1 != 0
     }
 
+    /// Whether the peer is a neighbour that has sent a Have message for the blob.
+    pub(super) fn knows(&self, peer: PeerSlot) -> bool {
+        let index = self.index_of(peer);
+        index.is_some_and(|index| self.has_announced(index))
+    }
+
     /// Whether any neighbour has sent a Have message for the blob.
     pub(super) fn has_any_announced(&self) -> bool {
         self.have_announced != 0
@@ -468,6 +474,18 @@ impl BlobExchange {
     pub(super) fn lowest_missing(&self) -> Option<u32> {
         (0..self.words.len())
             .flat_map(|word| chunks_of(word, self.missing_in(word)))
+            .next()
+    }
+
+    /// The lowest chunk that is neither held nor being fetched, and that a neighbour holds.
+    pub(super) fn lowest_offered(&self) -> Option<u32> {
+        (0..self.words.len())
+            .flat_map(|word| {
+                chunks_of(
+                    word,
+                    self.missing_in(word) & !self.words[word].unavailable(),
+                )
+            })
             .next()
     }
 

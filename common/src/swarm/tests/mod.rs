@@ -1,5 +1,6 @@
 //! Tests of the whole machine, by subject.
 
+mod claims;
 mod dialing;
 mod downloads;
 mod leases;

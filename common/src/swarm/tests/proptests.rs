@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use crate::chunk::Geometry;
 use crate::chunk_map::ChunkMap;
 use crate::swarm::{
-    BlobSlot, ChunkSource, DownloadFailure, HeldChunks, Input, Nearness, Output, PeerFacts,
+    BlobSlot, ChunkSource, Claim, DownloadFailure, HeldChunks, Input, Nearness, Output, PeerFacts,
     PeerMachine, PeerSlot, RefusalReason, SwarmConfig, TransferId, UploadId,
 };
 use crate::time::Time;
@@ -27,6 +27,11 @@ enum InFlight {
     SlotFree {
         from: u32,
         to: u32,
+    },
+    Claims {
+        from: u32,
+        to: u32,
+        claims: Vec<Claim>,
     },
     Request {
         from: u32,
@@ -176,6 +181,24 @@ impl World {
                     });
                 }
             }
+            Output::Claims { claims, .. } => {
+                let recipients = self.machines[peer as usize].claim_recipients(BLOB);
+                let recipients: Vec<u32> = recipients.map(|to| to.0).collect();
+                for to in recipients {
+                    self.in_flight.push(InFlight::Claims {
+                        from: peer,
+                        to,
+                        claims: claims.clone(),
+                    });
+                }
+            }
+            Output::TellClaims {
+                peer: to, claims, ..
+            } => self.in_flight.push(InFlight::Claims {
+                from: peer,
+                to: to.0,
+                claims,
+            }),
             Output::Fetch {
                 transfer,
                 chunk,
@@ -254,7 +277,10 @@ impl World {
             InFlight::Refused { to, transfer, .. } | InFlight::Body { to, transfer, .. } => {
                 (*to, *transfer) == (peer, id)
             }
-            InFlight::Have { .. } | InFlight::SlotFree { .. } | InFlight::Dial { .. } => false,
+            InFlight::Have { .. }
+            | InFlight::SlotFree { .. }
+            | InFlight::Claims { .. }
+            | InFlight::Dial { .. } => false,
         };
         if let Some(at) = self.in_flight.iter().position(is_of_transfer)
             && let InFlight::Body {
@@ -277,6 +303,7 @@ impl World {
         self.in_flight.retain(|in_flight| match in_flight {
             InFlight::Have { from, to, .. }
             | InFlight::SlotFree { from, to }
+            | InFlight::Claims { from, to, .. }
             | InFlight::Request { from, to, .. } => !is_between(*from, *to),
             InFlight::Body {
                 from: Some(from),
@@ -329,6 +356,10 @@ impl World {
                         have,
                     },
                 );
+            }
+            InFlight::Claims { from, to, claims } => {
+                let (peer, blob) = (PeerSlot(from), BLOB);
+                self.handle(to, Input::Claims { peer, blob, claims });
             }
             InFlight::SlotFree { from, to } => {
                 let peer = PeerSlot(from);
