@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 
 use crate::config::Config;
 use crate::dial_filter::DialFilter;
-use crate::driver::{Commands, Driver, DriverContext, Events, QUEUE, peer_key};
+use crate::driver::{Commands, Driver, DriverContext, Events, QUEUE};
 use crate::handles::{Handles, Network, Shutdowns, Stores, Upstream};
 use crate::metrics::{self, MetricSources};
 use crate::mirror::{self, Mirror, MirrorContext};
@@ -303,7 +303,6 @@ fn machine_config(config: &Config) -> SwarmConfig {
     SwarmConfig {
         up_bits_per_second: config.up.map(|rate| rate.0),
         down_bits_per_second: config.down.map(|rate| rate.0),
-        key: peer_key(&config.id),
         ..config.swarm.clone()
     }
 }

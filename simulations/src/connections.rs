@@ -29,7 +29,6 @@ impl World<'_> {
         PeerFacts {
             peer: PeerSlot(slot),
             nearness,
-            key: self.peers[of as usize].key,
         }
     }
 

@@ -98,7 +98,7 @@ mod tests {
         // Seeders have blobs already.
         for peer in scenario.peers.seeders as usize..world.peers.len() {
             let altered = &world.peers[peer];
-            let mut config = world.config(altered.up, altered.down, altered.key);
+            let mut config = world.config(altered.up, altered.down);
             alter(&mut config);
             world.peers[peer].machine = PeerMachine::new(config, peer as u64);
         }

@@ -162,20 +162,19 @@ impl World<'_> {
 
     /// The machines of a peer that starts, or starts again.
     pub(crate) fn new_machines(&mut self, up: u64, down: u64, key: u64) -> (PeerMachine, Failover) {
-        let machine = PeerMachine::new(self.config(up, down, key), self.rng.random());
+        let machine = PeerMachine::new(self.config(up, down), self.rng.random());
         let config = self.scenario.machine.failover_config();
         let failover = failover_machine(config, self.scenario.peers.regions.get(), key);
         (machine, failover)
     }
 
     /// The configuration of a peer's machine.
-    pub(crate) fn config(&self, up: u64, down: u64, key: u64) -> SwarmConfig {
+    pub(crate) fn config(&self, up: u64, down: u64) -> SwarmConfig {
         let config = self.scenario.machine.swarm_config();
         let knows_rates = self.scenario.peers.knows_rates;
         SwarmConfig {
             up_bits_per_second: knows_rates.then_some(up),
             down_bits_per_second: knows_rates.then_some(down),
-            key,
             max_connections: self
                 .scenario
                 .peers

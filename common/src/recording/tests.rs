@@ -18,7 +18,6 @@ const BLOB: BlobSlot = BlobSlot(0);
 const PEER: PeerFacts = PeerFacts {
     peer: PeerSlot(3),
     nearness: Nearness::SameZone,
-    key: 7,
 };
 
 /// Memory that takes a limited number of bytes.

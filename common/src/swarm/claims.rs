@@ -127,11 +127,18 @@ impl Claims {
         self.blobs.remove(slot);
     }
 
-    /// The blob is wanted from now on, or leases are not granted any more: as all peers may find
-    /// that at the same time, the first claims are made slowly.
+    /// The blob is wanted from now on, or leases are not granted any more: as many peers may begin at
+    /// the same time, the first claims are made slowly.
     pub(super) fn restart(&mut self, ctx: &mut Context, slot: BlobSlot) {
         if let Some(claims) = self.blobs.get_mut(slot) {
             claims.rate = ClaimRate::new(ctx.now, &mut ctx.rng);
+        }
+    }
+
+    /// Leases are not granted any more.
+    pub(super) fn restart_wanted(&mut self, ctx: &mut Context) {
+        for at in 0..ctx.blobs.wanted().len() {
+            self.restart(ctx, ctx.blobs.wanted()[at]);
         }
     }
 
@@ -157,36 +164,27 @@ impl Claims {
         self.send(ctx, slot);
     }
 
-    /// Whether claims of the blob are open.
-    pub(super) fn has_open(&self, slot: BlobSlot) -> bool {
+    /// Whether claims of a blob are open, and the peer has heard none of them, because it has sent no
+    /// message about the blob yet.
+    pub(super) fn is_news_for(&self, ctx: &Context, peer: PeerSlot, slot: BlobSlot) -> bool {
         let claims = self.blobs.get(slot);
         claims.is_some_and(|claims| !claims.open.is_empty())
+            && ctx.blobs.get(slot).is_some_and(|blob| !blob.knows(peer))
     }
 
-    /// A neighbour sent its first message about a blob: it has heard none of the claims before.
-    pub(super) fn on_new_neighbour(&self, ctx: &mut Context, peer: PeerSlot, slot: BlobSlot) {
-        let (Some(blob), Some(claims)) = (ctx.blobs.get(slot), self.blobs.get(slot)) else {
-            return;
-        };
-        let is_useful = |open: &&OpenClaim| {
-            open.claimant != Claimant::HeardFrom(peer) && !is_seen(blob, open.chunk)
-        };
-        let open = claims.open.iter().filter(is_useful);
-        let told = open.map(|open| Claim {
-            chunk: open.chunk,
-            term: open.expires_at.saturating_since(ctx.now),
-        });
-        let told: Vec<Claim> = told.take(Claim::MAX_PER_MESSAGE).collect();
-        if !told.is_empty() && blob.index_of(peer).is_some() {
-            let (blob, claims) = (slot, told);
-            ctx.output(Output::TellClaims { peer, blob, claims });
-        }
-    }
-
-    /// Neighbours announced chunks of a blob.
-    pub(super) fn on_have(&mut self, ctx: &mut Context, slot: BlobSlot) {
+    /// A neighbour announced chunks of a blob. `is_new` is what [`Self::is_news_for`] said before.
+    pub(super) fn on_have(
+        &mut self,
+        ctx: &mut Context,
+        peer: PeerSlot,
+        slot: BlobSlot,
+        is_new: bool,
+    ) {
         if self.end_claims(ctx, slot) {
             ctx.timers.wake_by(Timer::Fallback, ctx.now);
+        }
+        if is_new {
+            self.tell_all(ctx, peer, slot);
         }
     }
 
@@ -255,7 +253,11 @@ impl Claims {
 
     /// Ends the claims of chunks that were seen, and those that have expired; false if none ended.
     fn end_claims(&mut self, ctx: &Context, slot: BlobSlot) -> bool {
-        let (Some(blob), Some(claims)) = (ctx.blobs.get(slot), self.blobs.get_mut(slot)) else {
+        let claims = self.blobs.get_mut(slot);
+        let Some(claims) = claims.filter(|claims| !claims.open.is_empty()) else {
+            return false;
+        };
+        let Some(blob) = ctx.blobs.get(slot) else {
             return false;
         };
         let before = claims.open.len();
@@ -359,6 +361,25 @@ impl Claims {
             }
             ctx.timers.wake_by(Timer::Fallback, now + term / 2);
             claims.outgoing.push(Claim { chunk, term });
+        }
+    }
+
+    /// Tells a new neighbour all open claims.
+    fn tell_all(&self, ctx: &mut Context, peer: PeerSlot, slot: BlobSlot) {
+        let (Some(blob), Some(claims)) = (ctx.blobs.get(slot), self.blobs.get(slot)) else {
+            return;
+        };
+        if !blob.knows(peer) {
+            return; // It did not become a neighbour.
+        }
+        let told = claims.open.iter().map(|open| Claim {
+            chunk: open.chunk,
+            term: open.expires_at.saturating_since(ctx.now),
+        });
+        let claims: Vec<Claim> = told.take(Claim::MAX_PER_MESSAGE).collect();
+        if !claims.is_empty() {
+            let blob = slot;
+            ctx.output(Output::TellClaims { peer, blob, claims });
         }
     }
 

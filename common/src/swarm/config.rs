@@ -19,8 +19,6 @@ pub struct SwarmConfig {
     pub slots: u32,
     /// Maximum number of transfers in each direction, however fast the own link is.
     pub max_slots: u32,
-    /// A stable hash of the own id, as in [`super::PeerFacts::key`].
-    pub key: u64,
 
     /// Maximum number of connections.
     pub max_connections: u32,
@@ -104,7 +102,6 @@ impl Default for SwarmConfig {
             assumed_bits_per_second: 1_000_000_000,
             slots: 3,
             max_slots: 24,
-            key: 0,
             max_connections: 64,
             max_dials: 32,
             dial_timeout: Duration::from_millis(250),

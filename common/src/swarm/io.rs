@@ -74,9 +74,6 @@ pub struct PeerFacts {
     pub peer: PeerSlot,
     /// How far away it is.
     pub nearness: Nearness,
-    /// A stable hash of the peer's id, the same on every computer: without a tracker it decides
-    /// which peer asks the origin for which chunk.
-    pub key: u64,
 }
 
 /// At most eight newly held chunks of one blob, announced to neighbours at once.

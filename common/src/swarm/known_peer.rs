@@ -10,7 +10,6 @@ use crate::time::Time;
 /// One peer that the driver has named.
 #[derive(Debug)]
 pub(super) struct KnownPeer {
-    pub(super) key: u64,
     pub(super) nearness: Nearness,
     pub(super) connection: ConnectionState,
     pub(super) round_trip: Duration,
@@ -27,7 +26,6 @@ pub(super) struct KnownPeer {
 impl Default for KnownPeer {
     fn default() -> Self {
         Self {
-            key: 0,
             nearness: Nearness::Elsewhere,
             connection: ConnectionState::NEW,
             round_trip: Duration::ZERO,

@@ -454,20 +454,9 @@ impl PeerMachine {
     }
 
     fn on_have(&mut self, peer: PeerSlot, slot: BlobSlot, have: &HeldChunks) {
-        let has_claims = self.claims.has_open(slot);
-        let is_new = has_claims
-            && self
-                .ctx
-                .blobs
-                .get(slot)
-                .is_some_and(|blob| !blob.knows(peer));
+        let is_new = self.claims.is_news_for(&self.ctx, peer, slot);
         let is_wanted = self.neighbours.on_have(&mut self.ctx, peer, slot, have);
-        if is_new {
-            self.claims.on_new_neighbour(&mut self.ctx, peer, slot);
-        }
-        if has_claims {
-            self.claims.on_have(&mut self.ctx, slot);
-        }
+        self.claims.on_have(&mut self.ctx, peer, slot, is_new);
         if is_wanted && self.downloads.is_free(self.ctx.now, peer) {
             self.ctx.due.add(Work::FillSlots);
         }
@@ -510,10 +499,9 @@ impl PeerMachine {
             return;
         };
         let is_new = blob.hold(chunk);
-        match transfer.permission {
-            Permission::NotNeeded | Permission::Leased => {}
-            Permission::Claimed => self.fallback.on_received(&mut self.ctx, slot, true),
-            Permission::Fallback => self.fallback.on_received(&mut self.ctx, slot, false),
+        if transfer.permission.is_unleased() {
+            let was_claimed = transfer.permission == Permission::Claimed;
+            self.fallback.on_received(&mut self.ctx, slot, was_claimed);
         }
         if is_new {
             self.have_batches.add(&mut self.ctx, slot, chunk);
@@ -578,10 +566,7 @@ impl PeerMachine {
 
     fn set_has_tracker(&mut self, has_tracker: bool) {
         if self.ctx.has_tracker && !has_tracker {
-            for at in 0..self.ctx.blobs.wanted().len() {
-                let slot = self.ctx.blobs.wanted()[at];
-                self.claims.restart(&mut self.ctx, slot);
-            }
+            self.claims.restart_wanted(&mut self.ctx);
         }
         self.ctx.has_tracker = has_tracker;
         self.ctx.due.add(Work::SeekLeases);

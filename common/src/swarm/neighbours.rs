@@ -429,14 +429,13 @@ impl Neighbours {
 
 // Steps of the events.
 impl Neighbours {
-    /// Records the identity and location of a peer. The table grows to the highest slot named.
+    /// Records the location of a peer. The table grows to the highest slot named.
     fn register_peer(&mut self, facts: &PeerFacts) {
         let index = facts.peer.0 as usize;
         if index >= self.peers.len() {
             self.peers.resize_with(index + 1, KnownPeer::default);
         }
         self.peers[index].nearness = facts.nearness;
-        self.peers[index].key = facts.key;
     }
 
     fn connect_candidates_of(&mut self, ctx: &mut Context, slot: BlobSlot) {

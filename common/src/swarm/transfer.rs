@@ -20,6 +20,11 @@ pub(super) enum Permission {
 }
 
 impl Permission {
+    /// Whether the source is an origin, and there is no lease.
+    pub(super) fn is_unleased(self) -> bool {
+        matches!(self, Self::Claimed | Self::Fallback)
+    }
+
     /// A transfer is slow if each other slot receives more than so many times as many bytes. A
     /// chunk from a neighbour has a higher limit, because another one in its stead takes another
     /// neighbour's upload slot; so has one from an origin without a lease, because another one adds
@@ -193,12 +198,7 @@ impl Transfers {
 
     /// Transfers from origins without a lease.
     pub(super) fn unleased(&self) -> usize {
-        let is_unleased = |transfer: &&Transfer| {
-            matches!(
-                transfer.permission,
-                Permission::Claimed | Permission::Fallback
-            )
-        };
+        let is_unleased = |transfer: &&Transfer| transfer.permission.is_unleased();
         self.iter().filter(is_unleased).count()
     }
 }

@@ -47,7 +47,6 @@ use crate::tracker_client::TrackerEvent;
 use crate::transport::{ChunkInterceptor, ChunkRequest, PeerLink, TransportEvent};
 pub(crate) use command::{Commands, DriverCommand, QUEUE};
 use tables::Tables;
-pub(crate) use tables::peer_key;
 use tasks::TaskReport;
 
 /// Time between two runs of periodic work: saving records, and stopping the download of blobs that

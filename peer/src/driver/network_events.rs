@@ -73,12 +73,7 @@ impl Driver {
         peer.link = Some(link.clone());
         self.count_neighbours();
         let about = link.about();
-        let facts = facts(
-            slot,
-            link.peer(),
-            (&about.region, &about.zone),
-            &self.context.network.me,
-        );
+        let facts = facts(slot, (&about.region, &about.zone), &self.context.network.me);
         self.machine.handle(
             now,
             Input::Connected {

@@ -197,27 +197,15 @@ fn insert<T>(entries: &mut Vec<Option<T>>, slot: impl Slot, entry: T) {
     entries[index] = Some(entry);
 }
 
-/// A stable hash of a peer's id, the same on every machine.
-pub(crate) fn peer_key(id: &PeerId) -> u64 {
-    let digest = Digest::sha256(id.as_str().as_bytes());
-    digest
-        .hash()
-        .iter()
-        .take(8)
-        .fold(0, |key, byte| key << 8 | u64::from(*byte))
-}
-
 /// The facts that the machine needs about a peer in this region and zone.
 pub(super) fn facts(
     slot: PeerSlot,
-    id: &PeerId,
     location: (&RegionName, &ZoneName),
     own: &PeerInfo,
 ) -> PeerFacts {
     PeerFacts {
         peer: slot,
         nearness: nearness(location, own),
-        key: peer_key(id),
     }
 }
 

@@ -79,12 +79,7 @@ impl Driver {
         if let Some(peer) = self.tables.peer_mut(slot) {
             peer.info = Some(info.clone());
         }
-        facts(
-            slot,
-            &info.id,
-            (&info.region, &info.zone),
-            &self.context.network.me,
-        )
+        facts(slot, (&info.region, &info.zone), &self.context.network.me)
     }
 
     fn on_lease_granted(&mut self, now: Time, digest: Digest, chunk: u32, term: Duration) {

@@ -108,13 +108,9 @@ impl World {
             uploads: 0,
         };
         for peer in 0..peers {
-            let config = SwarmConfig {
-                key: u64::from(peer),
-                ..SwarmConfig::default()
-            };
-            world
-                .machines
-                .push(PeerMachine::new(config, u64::from(peer)));
+            let config = SwarmConfig::default();
+            let machine = PeerMachine::new(config, u64::from(peer));
+            world.machines.push(machine);
             world.verified.push(ChunkMap::empty(chunks));
         }
         for peer in 0..peers {
@@ -503,7 +499,6 @@ fn facts(peer: u32) -> PeerFacts {
     PeerFacts {
         peer: PeerSlot(peer),
         nearness: Nearness::SameZone,
-        key: u64::from(peer),
     }
 }
 

@@ -14,7 +14,6 @@ const BLOB: BlobSlot = BlobSlot(0);
 const NEIGHBOUR: PeerFacts = PeerFacts {
     peer: PeerSlot(0),
     nearness: Nearness::SameZone,
-    key: 1,
 };
 
 fn wanting_one_chunk(now: Time) -> PeerMachine {

@@ -36,11 +36,7 @@ pub(super) fn wanting(chunks: u64) -> PeerMachine {
 }
 
 pub(super) fn facts(peer: PeerSlot, nearness: Nearness) -> PeerFacts {
-    PeerFacts {
-        peer,
-        nearness,
-        key: 7,
-    }
+    PeerFacts { peer, nearness }
 }
 
 /// Connects a neighbour in the own zone with this round trip, and announces what it holds.
