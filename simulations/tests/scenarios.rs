@@ -42,7 +42,36 @@ fn rng_seed_determines_the_trace() {
 fn burst_without_tracker_completes_through_known_peers() {
     let outcome = run(&scenario("no-tracker"), 1);
     assert_sound(&outcome);
-    assert!(outcome.origin_copies < 10.0, "{}", outcome.origin_copies);
+    assert!(outcome.origin_copies < 1.5, "{}", outcome.origin_copies);
+}
+
+/// As the scenario `no-tracker`, with other numbers.
+fn without_tracker(peers: u32, rest: &str) -> Outcome {
+    let scenario = format!(
+        "name = 'without-tracker'\n[image]\nlayers = ['16MiB']\n[origin]\nup = '100Mbit'\n\
+         [tracker]\nenabled = false\n\
+         [peers]\ncount = {peers}\nup = '100Mbit'\ndown = '100Mbit'\n{rest}"
+    );
+    let outcome = run(&Scenario::parse(&scenario).unwrap(), 1);
+    assert_sound(&outcome);
+    outcome
+}
+
+#[test]
+fn copies_without_tracker_do_not_grow_with_the_number_of_peers() {
+    for peers in [10, 100, 400] {
+        let copies = without_tracker(peers, "").origin_copies;
+        assert!(copies < 1.5, "{peers} peers: {copies}");
+    }
+}
+
+#[test]
+fn chunks_of_claimants_that_die_are_claimed_again() {
+    let deaths = "[[failures]]\nkind = 'kill-peers'\nshare = 0.1\nat_s = 0.1\nover_s = 1\n";
+    let outcome = without_tracker(200, deaths);
+    assert!(outcome.origin_copies < 1.5, "{}", outcome.origin_copies);
+    // A claim expires after two seconds.
+    assert!(outcome.max_s < 6.0, "{}", outcome.max_s);
 }
 
 #[test]

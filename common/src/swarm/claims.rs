@@ -213,12 +213,10 @@ impl Claims {
         if let Some(first) = ends.min() {
             ctx.timers.wake_by(Timer::Fallback, first);
         }
-        let unclaimed = blob.unavailable_chunks();
-        let unclaimed: Vec<u32> = unclaimed
-            .filter(|chunk| !claims.is_claimed(*chunk))
-            .collect();
+        // Claims of chunks that were seen have ended, so all open ones are of unavailable chunks.
+        let unclaimed = (blob.unavailable() as usize).saturating_sub(claims.open.len());
         let speed = if may_fetch {
-            clock_speed(claims.open.len(), unclaimed.len())
+            clock_speed(claims.open.len(), unclaimed)
         } else {
             0.0
         };
@@ -230,7 +228,9 @@ impl Claims {
             return None;
         }
         claims.rate.on_claimed(&mut ctx.rng);
-        Some(unclaimed[ctx.rng.below(unclaimed.len())])
+        let chunks = blob.unavailable_chunks();
+        let mut chunks = chunks.filter(|chunk| !claims.is_claimed(*chunk));
+        chunks.nth(ctx.rng.below(unclaimed))
     }
 }
 

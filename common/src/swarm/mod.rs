@@ -39,7 +39,17 @@
 //!   Progress ─────────────────▶ ◀── LeaseRenew, about twice per term; LeaseWaiting without progress
 //!   Received ─────────────────▶ ◀── LeaseDone, Have {blob, batch}
 //! ```
-//! Without a tracker, or when nothing moves for too long, the chunk is fetched without a lease.
+//! When nothing moves for too long, the chunk is fetched without a lease.
+//!
+//! # One chunk from the origin without a tracker
+//!
+//! ```text
+//!                              ◀── Fetch {transfer, ChunkSource::Origin}
+//!                              ◀── Claims {blob, claims}             (again while it moves)
+//!   claims on the wire ──────────────────────────────────────────▶ Claims {peer, blob, claims} ──▶
+//!                                                                  ◀── Claims, handed on once
+//!   Received ─────────────────▶ ◀── Have {blob, batch}                (the claim has ended)
+//! ```
 //!
 //! # How two peers become neighbours for a blob
 //!
@@ -58,6 +68,7 @@
 //! machine                                   routes inputs, passes on results
 //! transfer_failures, stall_reasons
 //! leases, origin_fallback
+//! claims (claim_rate, claim_hearing)
 //! downloads (picker, transfer, pull, request_window), uploads (slot_count)
 //! neighbours (known_peer, dialer, unresponsive, candidates), have_batches
 //! context

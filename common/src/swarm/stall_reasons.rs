@@ -39,7 +39,7 @@ pub enum StallReason {
     Turn,
     /// No neighbour holds the missing chunks, and the tracker may not be asked again yet.
     Tracker,
-    /// No tracker answers, and other peers rank before this one for asking the origin.
+    /// No tracker answers, and other peers fetch the missing chunks from the origin.
     NoTracker,
     /// No origin is usable; each has failed and is not asked for a while.
     Origin,

@@ -323,7 +323,7 @@ fn description(wait: StallReason) -> &'static str {
             "its lease request: the limit of concurrent lease requests is used by other blobs"
         }
         StallReason::Tracker => "the next request to the tracker (rate limit)",
-        StallReason::NoTracker => "the origin: no tracker answers, and other peers go first",
+        StallReason::NoTracker => "the origin: no tracker answers, and other peers fetch from it",
         StallReason::Origin => "an origin; all are down",
         StallReason::Quarantine => "another source; all known ones sent corrupt bytes",
         StallReason::Store => "the peer's store, which reported an error",
