@@ -43,8 +43,8 @@ const TERM_CHUNK_TIMES: u32 = 8;
 const MAX_AGE: Duration = Duration::from_secs(10);
 /// Chunk times of the same, if that is longer.
 const AGE_CHUNK_TIMES: u32 = 32;
-/// After a claim of a chunk expired, the next one is believed for [`MIN_TERM`], and for half as long
-/// each time after that, so many times.
+/// After a claim of a chunk expired, the next one is believed for [`MIN_TERM`], and for half as
+/// long each time after that, so many times.
 const MAX_HALVINGS: u8 = 8;
 /// A renewal that adds less than this is not handed on.
 const MIN_EXTENSION: Duration = Duration::from_millis(500);

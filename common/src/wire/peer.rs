@@ -99,8 +99,8 @@ pub struct Have {
     pub chunks: Vec<u32>,
 }
 
-/// Chunks that the sender, or a peer from which it heard that, fetches from an origin without a lease:
-/// the receiver leaves them alone, and hands new claims on to its own neighbours once.
+/// Chunks that the sender, or a peer from which it heard that, fetches from an origin without a
+/// lease: the receiver leaves them alone, and hands new claims on to its own neighbours once.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Claims {
     /// The blob.
