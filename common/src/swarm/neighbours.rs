@@ -315,9 +315,8 @@ impl Neighbours {
 // Queries.
 impl Neighbours {
     pub(super) fn is_connected(&self, peer: PeerSlot) -> bool {
-        self.peers
-            .get(peer.0 as usize)
-            .is_some_and(KnownPeer::is_connected)
+        let peer = self.peers.get(peer.0 as usize);
+        peer.is_some_and(KnownPeer::is_connected)
     }
 
     /// Whether nothing refers to the peer.
@@ -331,9 +330,8 @@ impl Neighbours {
 
     /// The round trip on an idle connection; zero for an unknown peer.
     pub(super) fn round_trip(&self, peer: PeerSlot) -> Duration {
-        self.peers
-            .get(peer.0 as usize)
-            .map_or(Duration::ZERO, |peer| peer.round_trip)
+        let peer = self.peers.get(peer.0 as usize);
+        peer.map_or(Duration::ZERO, |peer| peer.round_trip)
     }
 
     /// Dials under way.
@@ -392,9 +390,8 @@ impl Neighbours {
 
     /// Whether a candidate is being dialed, and its answer is not late.
     pub(super) fn awaits_candidate(&self, slot: BlobSlot) -> bool {
-        let is_awaited =
-            |peer: &PeerSlot| self.peers[peer.0 as usize].connection.is_dialing_in_time();
-        self.candidates_of(Some(slot)).iter().any(is_awaited)
+        let mut candidates = self.candidates_of(Some(slot)).iter();
+        candidates.any(|peer| self.peers[peer.0 as usize].connection.is_dialing_in_time())
     }
 
     /// Whether the blob has candidates, and all of them are in quarantine.
@@ -408,8 +405,8 @@ impl Neighbours {
     /// leechers until they had time to become neighbours, but not for as long as a dial to a dead
     /// one takes.
     pub(super) fn has_only_seeders(&self, ctx: &Context, slot: BlobSlot) -> bool {
-        let (Some(blob), Some(candidates)) = (ctx.blobs.get(slot), self.candidates.get(slot))
-        else {
+        let blob = ctx.blobs.get(slot);
+        let (Some(blob), Some(candidates)) = (blob, self.candidates.get(slot)) else {
             return false;
         };
         blob.has_only_seeders() && candidates.are_settled(ctx.now, blob)
@@ -439,8 +436,8 @@ impl Neighbours {
     }
 
     fn connect_candidates_of(&mut self, ctx: &mut Context, slot: BlobSlot) {
-        let (Some(blob), Some(candidates)) = (ctx.blobs.get(slot), self.candidates.get(slot))
-        else {
+        let blob = ctx.blobs.get(slot);
+        let (Some(blob), Some(candidates)) = (blob, self.candidates.get(slot)) else {
             return;
         };
         let is_dialing =

@@ -17,8 +17,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A response of which no bytes arrive for this long is aborted.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// While requests to a tracker are open, how often and how long it is asked for a sign of life. A
-/// tracker that parks requests sends nothing, as does one that is stopped. The timeout is long, because
-/// a new connection costs an overloaded tracker more than any request.
+/// tracker that parks requests sends nothing, as does one that is stopped. The timeout is long,
+/// because a new connection costs an overloaded tracker more than any request.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// Idle connections kept per host.

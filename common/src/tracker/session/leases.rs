@@ -34,8 +34,8 @@ use crate::wire::tracker::{BlobState, Change, Handout, LeaseAnswer, LeaseAsk, Le
 
 /// How long a lease request waits for its blob to be announced.
 const ANNOUNCED_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a lease request waits for the holdings of peers that the tracker has just named: a dial,
-/// a handshake and a greeting.
+/// How long a lease request waits for the holdings of peers that the tracker has just named: a
+/// dial, a handshake and a greeting.
 const GREETING_TIMEOUT: Duration = Duration::from_millis(250);
 /// Requests that are parked at trackers although they are not needed any more.
 const MAX_IDLE_REQUESTS: usize = 8;

@@ -24,7 +24,7 @@ use crate::fleet::Fleet as FleetKeys;
 
 /// Step of the model.
 const TICK: Duration = Duration::from_millis(50);
-/// Until the origin has delivered a leased chunk: 256 KiB, while it sends eight of them at 1 Gbit/s.
+/// Until the origin has delivered a leased chunk of 256 KiB, while it sends eight at 1 Gbit/s.
 const ORIGIN_TIME: Duration = Duration::from_millis(20);
 /// Events of one session that wait for the model.
 const QUEUE: usize = 64;
