@@ -14,8 +14,8 @@ use flotilla_common::seal::{BlobFacts, SealKey};
 use flotilla_common::wire::frame::Message;
 use flotilla_common::wire::origin::{ClosureAnswer, ClosureRequest};
 use flotilla_common::wire::peer::{
-    About, Ask, AskImage, Chunk, Claim, Claims, Control, Forgot, Have, Hello, Holding, Holds, ImageBundle, Parts,
-    ProofWanted, Refusal, SlotFree,
+    About, Ask, AskImage, Chunk, Claim, Claims, Control, Forgot, Have, Hello, Holding, Holds,
+    ImageBundle, Parts, ProofWanted, Refusal, SlotFree,
 };
 use flotilla_common::wire::tracker::{
     AnnounceAnswer, AnnounceRequest, BlobState, Change, Handout, HeldLease, LeaseAnswer, LeaseAsk,
