@@ -30,9 +30,6 @@ enum Class {
 /// The peer that a handout is for.
 pub(super) struct Asker<'a> {
     pub(super) peer: PeerSlot,
-    /// Peers that it is named in the same answer for other blobs; those of them that are members
-    /// come first.
-    pub(super) named: &'a [PeerSlot],
     /// Its neighbours; they are preferred.
     pub(super) connected: &'a [PeerSlot],
     /// Peers that it cannot reach; they are left out.
@@ -58,8 +55,6 @@ pub(super) fn choose(
         asker,
         chosen: Vec::with_capacity(count),
     };
-    choice.add_named(count);
-    let again = choice.chosen.len();
     let near = (count * near_of_16).div_ceil(16);
     let far = count.div_ceil(16);
     for (class, quota) in [
@@ -75,7 +70,7 @@ pub(super) fn choose(
         }
     }
     let chosen = choice.chosen;
-    for peer in &chosen[again..] {
+    for peer in &chosen {
         if let Some(record) = roster.peer_mut(*peer) {
             record.handed = record.handed.saturating_add(1);
         }
@@ -93,13 +88,6 @@ struct Choice<'a> {
 }
 
 impl<'a> Choice<'a> {
-    /// Adds up to `count` members that the asker is named already.
-    fn add_named(&mut self, count: usize) {
-        let members = self.asker.named.iter().copied();
-        let members = members.filter(|it| self.roster.progress(*it, self.blob).is_some());
-        self.chosen.extend(members.take(count));
-    }
-
     /// Adds up to `quota` members of `class`.
     fn add(&mut self, rng: &mut impl Rng, class: Class, quota: usize) {
         let full = self.chosen.len() + quota;

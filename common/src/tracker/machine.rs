@@ -359,18 +359,14 @@ impl TrackerMachine {
         }
     }
 
-    /// The handouts of one answer. Blobs of one image have much the same swarm, so peers that were
-    /// named for one are named for the others too: the peer dials few, and they have all layers.
     fn handouts(&mut self, announce: &Announce) -> Vec<Handout> {
-        let mut named = Vec::new();
+        let asker = Asker {
+            peer: announce.peer,
+            connected: &announce.connected,
+            unreachable: &announce.unreachable,
+        };
         let mut handouts = Vec::new();
         for (blob, wanted) in &announce.neighbours {
-            let asker = Asker {
-                peer: announce.peer,
-                named: &named,
-                connected: &announce.connected,
-                unreachable: &announce.unreachable,
-            };
             let count = self.config.handout.min(usize::from(*wanted));
             let peers = handout::choose(
                 &mut self.roster,
@@ -379,11 +375,6 @@ impl TrackerMachine {
                 *blob,
                 (count, self.config.near_of_16),
             );
-            for peer in &peers {
-                if !named.contains(peer) {
-                    named.push(*peer);
-                }
-            }
             let progress = |peer| {
                 let progress = self.roster.progress(peer, *blob);
                 (peer, progress.unwrap_or_default())

@@ -15,8 +15,9 @@
 //! peers that join a swarm find everything there and need no lease.
 //!
 //! A request that is not needed any more stays parked, because it does no harm: a tracker grants
-//! chunks that the swarm has not got, and answers it once the peer announces the whole blob. Only a
-//! starving request is withdrawn, because chunks that the swarm has lost are granted to it.
+//! chunks that the swarm has not got, which the peer needs again if it is granted one, and answers
+//! it once the peer announces the whole blob. Only a starving request is withdrawn, because chunks
+//! that the swarm has lost are granted to it.
 
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -77,6 +78,8 @@ struct PendingAsk {
     asked_at: Time,
     /// Whether it is the first request for the blob, which may be delayed.
     is_first: bool,
+    /// Whether it stays parked although the peer does not need it any more.
+    is_idle: bool,
     tracker: usize,
     /// Trackers to ask after this one, the last of them first.
     next: Vec<usize>,
@@ -145,6 +148,7 @@ impl LeaseRequests {
             ask,
             asked_at,
             is_first,
+            is_idle: false,
             tracker: trackers.last().copied().unwrap_or_default(),
             next: trackers,
             first_unreachable: false,
@@ -194,23 +198,16 @@ impl LeaseRequests {
         if self.take_unposted(id).is_some() {
             return Withdrawal::Silent;
         }
-        let Some(ask) = self.asks.get(&id) else {
+        let idle = self.asks.values().filter(|ask| ask.is_idle).count();
+        let Some(ask) = self.asks.get_mut(&id) else {
             return Withdrawal::Silent;
         };
         let is_starving = matches!(ask.ask, LeaseAsk::Take { starving: true, .. });
-        if is_starving || self.idle_requests() > MAX_IDLE_REQUESTS {
-            Withdrawal::Posted
-        } else {
-            Withdrawal::Silent
+        if is_starving || idle >= MAX_IDLE_REQUESTS {
+            return Withdrawal::Posted;
         }
-    }
-
-    /// Requests under way whose outcome does not count any more.
-    fn idle_requests(&self) -> usize {
-        let is_idle = |(id, ask): &(&AskId, &PendingAsk)| {
-            matches!(ask.ask, LeaseAsk::Take { .. }) && self.current.get(&ask.digest) != Some(id)
-        };
-        self.asks.iter().filter(is_idle).count()
+        ask.is_idle = true;
+        Withdrawal::Silent
     }
 
     /// A tracker answered. Returns the lease to give back, if it granted one that is not needed.
@@ -411,8 +408,12 @@ impl LeaseRequests {
         let digest = ask.digest;
         match (&ask.ask, answer) {
             (LeaseAsk::Take { .. }, answer) => {
-                if self.current.get(&digest) == Some(&id) {
+                let current = self.current.get(&digest);
+                let is_granted = matches!(answer, Some(LeaseAnswer::Granted { .. }));
+                if current == Some(&id) {
                     self.current.remove(&digest);
+                    report(digest, answer, ctx.outputs);
+                } else if ask.is_idle && current.is_none() && is_granted {
                     report(digest, answer, ctx.outputs);
                 } else if let Some(LeaseAnswer::Granted { chunk, .. }) = answer {
                     return Some((digest, chunk));

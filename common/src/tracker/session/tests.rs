@@ -352,20 +352,37 @@ fn granted_lease_is_reported() {
 }
 
 #[test]
-fn lease_granted_to_a_withdrawn_request_is_given_back() {
-    let mut shell = Shell::announced(1, vec![wanted(1)]);
-    let digest = blob(1);
-    shell.request_lease(ms(0), digest);
-    let (exchange, ..) = shell.lease_post(ms(0));
-    shell.handle(ms(5), SessionInput::WithdrawRequest { digest });
-    assert_eq!(shell.outputs(ms(5)), Vec::new());
-    let granted = LeaseAnswer::Granted {
-        chunk: 3,
-        term_ms: 1_000,
-    };
-    shell.answer_lease(ms(6), exchange, granted);
-    let (_, _, given_back) = shell.lease_post(ms(6));
-    assert_eq!(given_back.ask, LeaseAsk::Failed { chunk: 3 });
+fn lease_granted_to_a_withdrawn_request_is_given_back_unless_it_may_be_needed() {
+    for starving in [false, true] {
+        let mut shell = Shell::announced(1, vec![wanted(1)]);
+        let digest = blob(1);
+        let request = SessionInput::RequestLease {
+            digest,
+            missing: ChunkMap::full(4),
+            starving,
+            unreachable: Vec::new(),
+        };
+        shell.handle(ms(0), request);
+        let (exchange, ..) = shell.lease_post(ms(0));
+        shell.handle(ms(5), SessionInput::WithdrawRequest { digest });
+        assert_eq!(shell.outputs(ms(5)).len(), usize::from(starving));
+        let granted = LeaseAnswer::Granted {
+            chunk: 3,
+            term_ms: 1_000,
+        };
+        shell.answer_lease(ms(6), exchange, granted);
+        if starving {
+            let (_, _, given_back) = shell.lease_post(ms(6));
+            assert_eq!(given_back.ask, LeaseAsk::Failed { chunk: 3 });
+        } else {
+            let granted = SessionOutput::LeaseGranted {
+                digest,
+                chunk: 3,
+                term: Duration::from_secs(1),
+            };
+            assert_eq!(shell.outputs(ms(6)), [granted]);
+        }
+    }
 }
 
 #[test]

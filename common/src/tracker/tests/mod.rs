@@ -5,7 +5,7 @@ mod leases;
 mod proptests;
 mod stalls;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use core::time::Duration;
 
@@ -307,35 +307,6 @@ fn connected_peers_come_first_in_three_quarters_of_a_handout() {
     assert_eq!(peers.len(), 16);
     assert!((9..16).contains(&known), "{known} connected");
     assert!(!peers.contains(&PeerSlot(50)));
-}
-
-#[test]
-fn blobs_of_one_image_get_the_same_neighbours() {
-    let mut tracker = Harness::new(TrackerConfig::default());
-    let blobs: Vec<BlobSlot> = (0..10).map(BlobSlot).collect();
-    for peer in 0..100 {
-        tracker.announce_with(PeerSlot(peer), 0, |announce| {
-            // A third of the peers pulls an image that shares the first two blobs.
-            let count = if peer % 3 == 0 { 2 } else { 10 };
-            announce.changes = blobs[..count].iter().copied().map(wanted).collect();
-        });
-    }
-    let answer = tracker.announce_with(PeerSlot(100), 0, |announce| {
-        announce.changes = blobs.iter().copied().map(wanted).collect();
-    });
-    let AnnounceOutcome::Accepted { handouts, .. } = answer else {
-        panic!("{answer:?}")
-    };
-    let named: BTreeSet<PeerSlot> = handouts
-        .iter()
-        .inspect(|handout| assert_eq!(handout.peers.len(), 16))
-        .flat_map(|handout| handout.peers.iter().map(|(peer, _)| *peer))
-        .collect();
-    assert!(
-        (16..=26).contains(&named.len()),
-        "{} peers named for ten blobs",
-        named.len()
-    );
 }
 
 #[test]
