@@ -331,7 +331,7 @@ impl Claims {
         let Some(claims) = self.entry(ctx, slot) else {
             return;
         };
-        for (chunk, received) in downloads.from_origin(slot) {
+        for (chunk, received) in downloads.origin_fetches(slot) {
             let mut known = claims.open.iter_mut();
             match known.find(|known| known.chunk == chunk) {
                 None => claims.open.push(OpenClaim {

@@ -365,7 +365,7 @@ impl Downloads {
     }
 
     /// The chunks of a blob that are being fetched from an origin, and the bytes received of each.
-    pub(super) fn from_origin(&self, slot: BlobSlot) -> impl Iterator<Item = (u32, u64)> + '_ {
+    pub(super) fn origin_fetches(&self, slot: BlobSlot) -> impl Iterator<Item = (u32, u64)> + '_ {
         let transfers = self.transfers.of_blob(slot);
         transfers
             .filter(|transfer| transfer.source == ChunkSource::Origin)
