@@ -364,7 +364,8 @@ impl Authority {
                 return;
             };
             // Starving requests come first, and there is nothing for the others.
-            if !parked.starving && !(seeders.is_empty() && self.chunks.has_free()) {
+            let has_any = parked.starving || (seeders.is_empty() && self.chunks.has_free());
+            if !has_any {
                 return;
             }
             last = Some(ticket);

@@ -13,7 +13,7 @@ fn changes_that_can_wait_are_announced_after_a_pause() {
             announced.push(now);
             shell.accept(now, exchange);
         }
-        now = now + Duration::from_millis(10);
+        now += Duration::from_millis(10);
     }
     assert_eq!(announced, [ms(250), ms(1_250), ms(2_250)]);
     shell.handle(now, SessionInput::StateChanged(Urgency::Now));
