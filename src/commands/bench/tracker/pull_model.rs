@@ -437,15 +437,17 @@ mod tests {
         model.start(0);
         let mut granted = [0; 3];
         for _ in 0..100 {
-            let actions = model.tick(now);
-            for (vm, layer) in requests(&actions) {
-                let actions = model.on_granted(now, vm, layer, granted[layer]);
-                assert!(actions.contains(&Action::Fetch {
-                    layer,
-                    chunk: granted[layer]
-                }));
-                model.on_fetched(now, vm, layer, granted[layer]);
+            let mut actions = model.tick(now);
+            while let Some((vm, action)) = actions.pop() {
+                let Action::RequestLease { layer, .. } = action else {
+                    continue;
+                };
+                let chunk = granted[layer];
                 granted[layer] += 1;
+                let answer = model.on_granted(now, vm, layer, chunk);
+                assert!(answer.contains(&Action::Fetch { layer, chunk }));
+                let next = model.on_fetched(now, vm, layer, chunk);
+                actions.extend(next.into_iter().map(|action| (vm, action)));
             }
             now += TICK;
         }
