@@ -36,7 +36,7 @@ const MAX_DOUBLINGS: f64 = 2.0;
 pub(super) struct ClaimRate {
     /// Claims per claim time, as a power of two.
     log2: f64,
-    /// What is left of the wait for the next claim, in expected claims: it is drawn from the
+    /// The rest of the wait for the next claim, in expected claims: the wait is drawn from the
     /// exponential distribution with mean 1.
     left: f64,
     /// Up to when time has passed.
