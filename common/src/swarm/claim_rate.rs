@@ -98,7 +98,7 @@ impl ClaimRate {
             return None;
         }
         // The inverse of `claims_in`, which is less where the rate has reached its maximum.
-        let wait = self.left * LN_2 / (libm::exp2(self.log2) * self.doubling_time());
+        let wait = self.left.max(0.0) * LN_2 / (libm::exp2(self.log2) * self.doubling_time());
         let doublings = libm::log2(1.0 + wait).clamp(0.01, MAX_DOUBLINGS);
         let spent = doublings * self.doubling_time();
         Some(self.at + self.claim_time.mul_f64(spent / self.speed.max(0.01)))
@@ -169,6 +169,18 @@ mod tests {
                 "{peers} peers: {per_claim_time}"
             );
         }
+    }
+
+    #[test]
+    fn overdue_claim_has_a_time() {
+        let mut rate = ClaimRate::new(Time::ZERO, &mut Rng::new(1));
+        rate.advance(Time::ZERO, CLAIM_TIME, 1.0);
+        // Many claims are due at once, as after a pause of the process.
+        for second in 1..60 {
+            rate.advance(Time::ZERO + Duration::from_secs(second), CLAIM_TIME, 1.0);
+        }
+        assert!(rate.is_due());
+        assert!(rate.next_at().is_some());
     }
 
     #[test]
