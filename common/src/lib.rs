@@ -17,6 +17,7 @@ pub mod interner;
 pub mod manifest;
 pub mod name;
 pub mod opening;
+pub mod origin_region;
 pub mod proof;
 pub mod recording;
 pub mod seal;

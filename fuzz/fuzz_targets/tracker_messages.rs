@@ -11,12 +11,14 @@ fuzz_target!(|bytes: &[u8]| {
     let Some((selector, bytes)) = bytes.split_first() else {
         return;
     };
-    match selector % 6 {
+    match selector % 8 {
         0 => drop(round_trip::<AnnounceRequest>(bytes)),
         1 => drop(round_trip::<AnnounceAnswer>(bytes)),
         2 => drop(round_trip::<LeaseRequest>(bytes)),
         3 => drop(round_trip::<LeaseAnswer>(bytes)),
         4 => drop(round_trip::<v1::AnnounceRequest>(bytes)),
-        _ => drop(round_trip::<v1::AnnounceAnswer>(bytes)),
+        5 => drop(round_trip::<v1::AnnounceAnswer>(bytes)),
+        6 => drop(round_trip::<v1::LeaseRequest>(bytes)),
+        _ => drop(round_trip::<v1::LeaseAnswer>(bytes)),
     }
 });

@@ -27,7 +27,7 @@ use crate::metrics::{self, MetricSources};
 use crate::mirror::{self, Mirror, MirrorContext};
 use crate::open_files::OpenFilesBudget;
 use crate::origin::{
-    BuildClientError, ConnectionReuse, HttpClients, OriginClient, origin_http_client,
+    BuildClientError, ConnectionReuse, HttpClients, OriginClient, origin_http_client, region_count,
     tracker_http_client,
 };
 use crate::pull_start::PullStarter;
@@ -169,6 +169,7 @@ pub(crate) fn join_network(
         clock: config.clock,
         observer: telemetry.trackers.clone(),
         recording: recording::create::<TrackerSession>(config.record.as_deref())?,
+        origins: region_count(&config.origins, &config.region),
     };
     let trackers = Trackers::start(
         context,

@@ -21,6 +21,7 @@ use flotilla_common::chunk_map::ChunkMap;
 use flotilla_common::codec;
 use flotilla_common::digest::Digest;
 use flotilla_common::name::PeerId;
+use flotilla_common::origin_region::OriginRegion;
 use flotilla_common::recording::{Recorded, Sink};
 use flotilla_common::time::Time;
 use flotilla_common::tracker::{
@@ -28,7 +29,8 @@ use flotilla_common::tracker::{
     TrackerRequest, TrackerSession, TrackerUrl, Urgency,
 };
 use flotilla_common::wire::tracker::{
-    ANNOUNCE_PATH, AnnounceAnswer, AnnounceRequest, LEASE_PATH, LeaseAsk, PeerInfo, v1,
+    ANNOUNCE_PATH, AnnounceAnswer, AnnounceRequest, LEASE_PATH, LeaseAnswer, LeaseAsk,
+    LeaseRequest, PeerInfo, v1,
 };
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::shutdown::Shutdown;
@@ -42,7 +44,7 @@ use crate::status::TrackerStatus;
 /// The longest time that a tracker takes to answer: a lease request may be parked.
 pub(crate) const POLL_TIMEOUT: Duration = TrackerSession::LONGEST_EXCHANGE;
 
-/// How long a tracker that does not know version 2 of announces gets version 1. It may be replaced
+/// How long a tracker that does not know version 2 of a message gets version 1. It may be replaced
 /// by a newer build meanwhile.
 const OLD_TRACKER_TIME: Duration = Duration::from_secs(60);
 
@@ -92,6 +94,17 @@ pub enum TrackerEvent {
         chunk: u32,
         /// Time until the lease expires, unless it is renewed.
         term: Duration,
+        /// The origin to ask first; `None` if the peer decides.
+        from: Option<OriginRegion>,
+    },
+    /// The chunk of a lease is to be fetched from another origin.
+    LeaseMoved {
+        /// The blob.
+        digest: Digest,
+        /// The chunk.
+        chunk: u32,
+        /// The origin.
+        to: OriginRegion,
     },
     /// It was not granted; the next request may follow after `retry_after`.
     LeaseWait {
@@ -142,6 +155,8 @@ pub struct TrackerContext {
     pub observer: Arc<dyn ExchangeObserver>,
     /// The session's inputs and outputs are recorded to it, if there is one.
     pub recording: Option<Box<dyn Sink>>,
+    /// The number of regions whose origins the peer may ask.
+    pub origins: u8,
 }
 
 #[derive(Debug)]
@@ -152,8 +167,10 @@ struct SharedSession {
     /// The session may have outputs, or an earlier deadline.
     session_changed: Notify,
     observer: Arc<dyn ExchangeObserver>,
-    /// Until when each tracker counts as one of an older build, which knows version 1 only.
-    old_until: Mutex<Vec<Option<Time>>>,
+    origins: u8,
+    /// The paths that a tracker of an older build does not know, and until when they are not tried
+    /// again.
+    unknown_paths: Mutex<HashMap<(usize, &'static str), Time>>,
     /// The error of the last failed announce, by tracker.
     errors: Mutex<Vec<Option<String>>>,
     events: mpsc::Sender<TrackerEvent>,
@@ -174,6 +191,7 @@ impl Trackers {
             clock,
             observer,
             recording,
+            origins,
         } = context;
         let tracker = |tracker: &TrackerUrl| TrackerUrl {
             region: tracker.region.clone(),
@@ -181,7 +199,6 @@ impl Trackers {
         };
         let urls: Vec<TrackerUrl> = trackers.iter().map(tracker).collect();
         let errors = vec![None; urls.len()];
-        let old_until = Mutex::new(vec![None; urls.len()]);
         let session = Recorded::new((clock.now(), peer, urls), recording);
         let trackers = Self(Arc::new(SharedSession {
             client,
@@ -190,7 +207,8 @@ impl Trackers {
             session: Mutex::new(session),
             session_changed: Notify::new(),
             observer,
-            old_until,
+            origins,
+            unknown_paths: Mutex::new(HashMap::new()),
             events,
             shutdown: shutdown.clone(),
         }));
@@ -244,6 +262,7 @@ impl Trackers {
             missing,
             starving,
             unreachable,
+            origins: self.0.origins,
         });
     }
 
@@ -358,11 +377,16 @@ impl Trackers {
                 digest,
                 chunk,
                 term,
+                from,
             } => TrackerEvent::LeaseGranted {
                 digest,
                 chunk,
                 term,
+                from,
             },
+            SessionOutput::LeaseMoved { digest, chunk, to } => {
+                TrackerEvent::LeaseMoved { digest, chunk, to }
+            }
             SessionOutput::LeaseWait {
                 digest,
                 retry_after,
@@ -394,7 +418,7 @@ impl Trackers {
                     SessionInput::Failed { exchange }
                 }
             },
-            TrackerRequest::Lease(request) => match self.post(tracker, LEASE_PATH, request).await {
+            TrackerRequest::Lease(request) => match self.post_lease(tracker, request).await {
                 Ok(answer) => SessionInput::LeaseAnswered { exchange, answer },
                 Err(error) => {
                     self.0.observer.failed(kind, &error);
@@ -416,19 +440,47 @@ impl Trackers {
         tracker: usize,
         request: &AnnounceRequest,
     ) -> Result<AnnounceAnswer, PostError> {
-        let now = self.0.clock.now();
-        let is_old = lock(&self.0.old_until)[tracker].is_some_and(|until| now < until);
-        if !is_old {
-            match self.post(tracker, ANNOUNCE_PATH, request).await {
-                Err(PostError::Http(error)) if error.status() == Some(StatusCode::NOT_FOUND) => {
-                    lock(&self.0.old_until)[tracker] = Some(now + OLD_TRACKER_TIME);
-                }
-                answer => return answer,
-            }
+        if let Some(answer) = self.post_new(tracker, ANNOUNCE_PATH, request).await {
+            return answer;
         }
         let request = v1::AnnounceRequest::from(request.clone());
         let answer: v1::AnnounceAnswer = self.post(tracker, v1::ANNOUNCE_PATH, &request).await?;
         Ok(answer.into())
+    }
+
+    /// As [`Self::post_announce`], for requests about leases.
+    async fn post_lease(
+        &self,
+        tracker: usize,
+        request: &LeaseRequest,
+    ) -> Result<LeaseAnswer, PostError> {
+        if let Some(answer) = self.post_new(tracker, LEASE_PATH, request).await {
+            return answer;
+        }
+        let request = v1::LeaseRequest::from(request.clone());
+        let answer: v1::LeaseAnswer = self.post(tracker, v1::LEASE_PATH, &request).await?;
+        Ok(answer.into())
+    }
+
+    /// Posts a request in the newest version; `None` if the tracker does not know the path.
+    async fn post_new<Q: bincode::Encode, A: bincode::Decode<()>>(
+        &self,
+        tracker: usize,
+        path: &'static str,
+        request: &Q,
+    ) -> Option<Result<A, PostError>> {
+        let now = self.0.clock.now();
+        let unknown_until = lock(&self.0.unknown_paths).get(&(tracker, path)).copied();
+        if unknown_until.is_some_and(|until| now < until) {
+            return None;
+        }
+        match self.post(tracker, path, request).await {
+            Err(PostError::Http(error)) if error.status() == Some(StatusCode::NOT_FOUND) => {
+                lock(&self.0.unknown_paths).insert((tracker, path), now + OLD_TRACKER_TIME);
+                None
+            }
+            answer => Some(answer),
+        }
     }
 
     async fn post<Q: bincode::Encode, A: bincode::Decode<()>>(

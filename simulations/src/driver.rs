@@ -4,6 +4,8 @@ use core::time::Duration;
 
 use flotilla_common::chunk_map::ChunkMap;
 use flotilla_common::digest::Digest;
+use flotilla_common::failover::Need;
+use flotilla_common::origin_region::OriginRegion;
 use flotilla_common::swarm::{
     BlobSlot, ChunkSource, DownloadFailure, Input, Output, PeerSlot, RefusalReason, TransferId,
     UploadId,
@@ -15,7 +17,7 @@ use crate::event::Event;
 use crate::fetch::{FetchPurpose, FetchSource, SimulatedFetch};
 use crate::links::Told;
 use crate::network::FlowEvent;
-use crate::reads::content_of;
+use crate::reads::{content_key, content_of};
 use crate::record::ByteSource;
 use crate::scenario::Fault;
 use crate::slab::Key;
@@ -45,7 +47,8 @@ impl World<'_> {
                 blob,
                 chunk,
                 source,
-            } => self.fetch(peer, transfer, blob, chunk, source),
+                first,
+            } => self.fetch(peer, transfer, blob, chunk, (source, first)),
             Output::Cancel { transfer } => self.cancel(peer, transfer),
             Output::Serve { upload } => self.serve(Key::from_bits(upload.0)),
             Output::TellSlotFree { peer: slot } => self.tell_slot_free(peer, slot.0),
@@ -69,12 +72,20 @@ impl World<'_> {
                 blob,
                 chunk,
                 received,
-            } => self.update_lease(peer, blob, LeaseUpdate::Renew { chunk, received }),
-            Output::LeaseWaiting { blob, chunk } => {
-                self.update_lease(peer, blob, LeaseUpdate::Waiting { chunk });
+                from,
+            } => {
+                let update = LeaseUpdate::Renew {
+                    chunk,
+                    received,
+                    from,
+                };
+                self.update_lease(peer, blob, update);
             }
-            Output::LeaseDone { blob, chunk } => {
-                self.update_lease(peer, blob, LeaseUpdate::Done { chunk });
+            Output::LeaseWaiting { blob, chunk, from } => {
+                self.update_lease(peer, blob, LeaseUpdate::Waiting { chunk, from });
+            }
+            Output::LeaseDone { blob, chunk, from } => {
+                self.update_lease(peer, blob, LeaseUpdate::Done { chunk, from });
             }
             Output::LeaseFailed { blob, chunk } => {
                 self.update_lease(peer, blob, LeaseUpdate::Failed { chunk });
@@ -100,6 +111,7 @@ impl World<'_> {
                 missing,
                 starving,
                 unreachable,
+                origins: u8::try_from(self.origins.len()).unwrap_or(u8::MAX),
             },
         );
     }
@@ -115,14 +127,18 @@ impl World<'_> {
         transfer: TransferId,
         blob: BlobSlot,
         chunk: u32,
-        source: ChunkSource,
+        (source, first): (ChunkSource, Option<OriginRegion>),
     ) {
         let blob = self.peers[peer as usize].blobs.at(blob).id;
         let slot = match source {
             ChunkSource::Peer(slot) => slot.0,
             ChunkSource::Origin => {
                 let purpose = FetchPurpose::Chunk { transfer, chunk };
-                return self.fetch_from_origin(peer, purpose, content_of(blob), blob);
+                let need = first.map_or(content_of(blob), |first| Need::ContentOf {
+                    key: content_key(blob),
+                    region: first.0.into(),
+                });
+                return self.fetch_from_origin(peer, purpose, need, blob);
             }
         };
         let link = *self.peers[peer as usize].links.at(slot);

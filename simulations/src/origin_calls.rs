@@ -16,6 +16,7 @@ use core::time::Duration;
 use flotilla_common::failover::{
     Input as FailoverInput, Outcome as CallOutcome, SourceId, Standing,
 };
+use flotilla_common::origin_region::OriginRegion;
 use flotilla_common::swarm::Input;
 use flotilla_common::time::Time;
 
@@ -243,6 +244,7 @@ impl World<'_> {
             return;
         };
         call.moved_at = now;
+        let region = call.region;
         let Some(SimulatedFetch {
             peer,
             purpose,
@@ -263,6 +265,10 @@ impl World<'_> {
         self.drain_failover(peer);
         match purpose {
             FetchPurpose::Chunk { transfer, .. } => {
+                if let Ok(region) = u8::try_from(self.source_of(peer, region).0) {
+                    let region = OriginRegion(region);
+                    self.feed(peer, Input::OriginAnswered { transfer, region });
+                }
                 self.feed(peer, Input::FirstByte { transfer });
             }
             FetchPurpose::Manifest { pull } => {

@@ -50,7 +50,12 @@ fn poll_timeout(blobs: &PeerBlobs) -> Option<Time> {
 
 /// A blob's content, as the failover machines know it.
 pub(crate) fn content_of(blob: BlobId) -> Need {
-    Need::Content(ContentKey(blob.0.into()))
+    Need::Content(content_key(blob))
+}
+
+/// The number by which the failover machines know a blob's content.
+pub(crate) fn content_key(blob: BlobId) -> ContentKey {
+    ContentKey(blob.0.into())
 }
 
 impl World<'_> {

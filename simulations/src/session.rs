@@ -145,9 +145,21 @@ impl World<'_> {
                 digest,
                 chunk,
                 term,
+                from,
             } => {
                 if let Some(blob) = self.slot(peer, &digest) {
-                    self.feed(peer, Input::LeaseGranted { blob, chunk, term });
+                    let granted = Input::LeaseGranted {
+                        blob,
+                        chunk,
+                        term,
+                        from,
+                    };
+                    self.feed(peer, granted);
+                }
+            }
+            SessionOutput::LeaseMoved { digest, chunk, to } => {
+                if let Some(blob) = self.slot(peer, &digest) {
+                    self.feed(peer, Input::LeaseMoved { blob, chunk, to });
                 }
             }
             SessionOutput::LeaseWait {

@@ -174,6 +174,7 @@ impl World<'_> {
                         None => SessionInput::Failed { exchange },
                     });
                 }
+                TrackerOutput::OriginChanged { .. } => {}
                 TrackerOutput::PeerForgotten(peer) => tracker.names.release_peer(peer),
                 TrackerOutput::BlobForgotten(blob) => tracker.names.release_blob(blob),
             }

@@ -191,6 +191,7 @@ mod tests {
                 missing: ChunkMap::full(world.images.geometry(BlobId(0)).chunks()),
                 starving: false,
                 unreachable: Vec::new(),
+                origins: 1,
             },
         };
         let announce = AnnounceRequest {

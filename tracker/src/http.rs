@@ -16,7 +16,7 @@ use bincode::{Decode, Encode};
 use flotilla_common::codec::{self, CodecError};
 use flotilla_common::time::Time;
 use flotilla_common::wire::tracker::{
-    ANNOUNCE_PATH, AnnounceAnswer, AnnounceRequest, LEASE_PATH, v1,
+    ANNOUNCE_PATH, AnnounceAnswer, AnnounceRequest, LEASE_PATH, LeaseAnswer, LeaseRequest, v1,
 };
 use flotilla_runtime::admin::{self, Readiness};
 use flotilla_runtime::http::ClientIdentity;
@@ -41,7 +41,9 @@ pub(crate) fn router(service: Arc<Service>, readiness: Readiness) -> Router {
     let announce_v1 = post(announce::<v1::AnnounceRequest, v1::AnnounceAnswer>);
     let announce_v1 = announce_v1.layer(announce_bytes);
     let announce = post(announce::<AnnounceRequest, AnnounceAnswer>).layer(announce_bytes);
-    let lease = post(lease).layer(DefaultBodyLimit::max(limits.lease_bytes as usize));
+    let lease_bytes = DefaultBodyLimit::max(limits.lease_bytes as usize);
+    let lease_v1 = post(lease::<v1::LeaseRequest, v1::LeaseAnswer>).layer(lease_bytes);
+    let lease = post(lease::<LeaseRequest, LeaseAnswer>).layer(lease_bytes);
     let state = Arc::clone(&service);
     let read = move || state.figures();
     let registry = metrics::registry(
@@ -53,6 +55,7 @@ pub(crate) fn router(service: Arc<Service>, readiness: Readiness) -> Router {
         .route(ANNOUNCE_PATH, announce)
         .route(v1::ANNOUNCE_PATH, announce_v1)
         .route(LEASE_PATH, lease)
+        .route(v1::LEASE_PATH, lease_v1)
         .route("/admin/swarms", get(swarms))
         .with_state(service)
         .merge(admin::router(Arc::new(registry), readiness))
@@ -83,16 +86,21 @@ where
     response
 }
 
-async fn lease(
+/// A request about leases in the version of `Q`, answered in that of `A`.
+async fn lease<Q, A>(
     State(service): State<Arc<Service>>,
     Extension(identity): Extension<ClientIdentity>,
     RequestBody(body): RequestBody,
-) -> Response {
+) -> Response
+where
+    Q: Decode<()> + Into<LeaseRequest>,
+    A: Encode + From<LeaseAnswer>,
+{
     let started = service.clock().now();
     let answer = async || -> Result<Response, RejectedRequest> {
-        let request = codec::decode(&body?)?;
-        let answer = service.lease(request, identity.peer()).await?;
-        Ok(encoded(codec::encode(&answer)))
+        let request: Q = codec::decode(&body?)?;
+        let answer = service.lease(request.into(), identity.peer()).await?;
+        Ok(encoded(codec::encode(&A::from(answer))))
     };
     let answer = answer().await;
     answered(&service, "lease", started, answer)

@@ -48,6 +48,7 @@ pub(crate) fn registry(
             swarms,
             leases_open,
             requests_parked,
+            origins_out,
             counts,
         } = read();
         if let Some(connections) = metrics.connections.get() {
@@ -76,6 +77,11 @@ pub(crate) fn registry(
             "Lease requests waiting for a lease",
             requests_parked,
         )?;
+        figures.gauge(
+            "origins_out",
+            "Origins from which no leases are fetched, counted for the peers of each region",
+            origins_out,
+        )?;
         identity
             .iter()
             .try_for_each(|identity| identity.write_metrics(figures))?;
@@ -103,6 +109,7 @@ pub(crate) fn registry(
             ("done", counts.done),
             ("failed", counts.failed),
             ("expired", counts.expired),
+            ("moved", counts.moved),
         ];
         figures.counters("leases", "Leases, by event", "event", leases)?;
         figures.counter(

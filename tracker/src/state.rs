@@ -5,12 +5,13 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::IpAddr;
 
 use flotilla_common::digest::Digest;
-use flotilla_common::name::PeerId;
+use flotilla_common::name::{PeerId, RegionName};
+use flotilla_common::origin_region::OriginRegion;
 use flotilla_common::recording::{Recorded, Sink};
 use flotilla_common::time::Time;
 use flotilla_common::tracker::{
-    self as machine, BlobSlot, LeaseEvent, PeerSlot, Progress, RequestId, SlotNames, TrackerCounts,
-    TrackerGroup, TrackerInput, TrackerMachine, TrackerOutput,
+    self as machine, BlobSlot, LeaseEvent, PeerSlot, Progress, RegionSlot, RequestId, SlotNames,
+    TrackerCounts, TrackerGroup, TrackerInput, TrackerMachine, TrackerOutput,
 };
 use flotilla_common::wire::tracker::{
     AnnounceAnswer, AnnounceRequest, BlobState, LeaseAnswer, LeaseAsk, LeaseRequest, MAX_CHANGES,
@@ -85,6 +86,7 @@ pub(crate) struct TrackerFigures {
     pub(crate) swarms: u64,
     pub(crate) leases_open: u64,
     pub(crate) requests_parked: u64,
+    pub(crate) origins_out: u64,
     pub(crate) counts: TrackerCounts,
 }
 
@@ -236,6 +238,7 @@ impl State {
                 .map(|swarm| swarm.leases_open as u64)
                 .sum(),
             requests_parked: self.waiting.len() as u64,
+            origins_out: self.machine.origins_out() as u64,
             counts: self.machine.counts(),
         }
     }
@@ -251,11 +254,36 @@ impl State {
                     announced = Some(answer.ok_or(RequestError::TooManyPeers));
                 }
                 TrackerOutput::Lease { request, answer } => self.answer(now, request, answer),
+                TrackerOutput::OriginChanged {
+                    region,
+                    origin,
+                    is_out,
+                } => self.log_origin(region, origin, is_out),
                 TrackerOutput::PeerForgotten(peer) => self.names.release_peer(peer),
                 TrackerOutput::BlobForgotten(blob) => self.names.release_blob(blob),
             }
         }
         announced
+    }
+
+    /// Logs that leases are fetched from another region, or from this one again. The origin is
+    /// named as in the peers' configuration: 0 is that of their own region.
+    fn log_origin(&self, region: RegionSlot, origin: OriginRegion, is_out: bool) {
+        let region = self.names.region(region).map_or("?", RegionName::as_str);
+        let origin = origin.0;
+        if is_out {
+            tracing::warn!(
+                peers_of = region,
+                origin,
+                "an origin serves none of the peers that hold leases; leases go to the next region"
+            );
+        } else {
+            tracing::info!(
+                peers_of = region,
+                origin,
+                "an origin serves peers again; leases return to it step by step"
+            );
+        }
     }
 
     /// Answers a lease request. A lease for a peer that does not wait any more is given up at once.

@@ -31,9 +31,27 @@ pub enum Need {
     /// Content that never changes: a blob, or a manifest by digest. Every source that has it is as
     /// good as another, so the next one is asked as soon as one is late.
     Content(ContentKey),
+    /// As [`Need::Content`], but the sources of one region are asked first, whatever their health:
+    /// somebody who knows more, such as a tracker, has chosen it.
+    ContentOf {
+        /// The content.
+        key: ContentKey,
+        /// The number of the region.
+        region: u32,
+    },
     /// A fact that can change: a tag, or a list. A source in another region may know an older
     /// value, so it is asked only when the source before it has failed or is Out.
     Fact,
+}
+
+impl Need {
+    /// The content that is needed; `None` for a fact.
+    pub fn content(self) -> Option<ContentKey> {
+        match self {
+            Self::Content(key) | Self::ContentOf { key, .. } => Some(key),
+            Self::Fact => None,
+        }
+    }
 }
 
 /// How a call to a source ended.
@@ -292,19 +310,25 @@ impl Failover {
 impl Failover {
     fn attempts(&mut self, now: Time, need: Need) -> Vec<Attempt> {
         let mut ranked = Vec::new();
+        let chosen_region = match need {
+            Need::ContentOf { region, .. } => Some(region),
+            Need::Content(_) | Need::Fact => None,
+        };
         for (id, source) in (0..).map(SourceId).zip(&mut self.sources) {
-            if !source.health.is_out() {
-                let lacks_it = match need {
-                    Need::Content(key) => self.missing.contains(now, key, source.region),
-                    Need::Fact => false,
-                };
+            let is_chosen = chosen_region == Some(source.region);
+            if is_chosen || !source.health.is_out() {
+                let lacks_it = need
+                    .content()
+                    .is_some_and(|key| self.missing.contains(now, key, source.region));
                 // Each source takes part in its share once per request, whatever its rank.
                 let is_in_share = source.health.take_share(&self.config);
                 let rank = if lacks_it {
                     4
                 } else if source.health.is_busy(now) {
                     3
-                } else if !is_in_share {
+                } else if is_chosen {
+                    0
+                } else if !is_in_share || chosen_region.is_some() {
                     2
                 } else {
                     u8::from(source.health.is_avoided() && need != Need::Fact)
@@ -324,8 +348,10 @@ impl Failover {
             .map(|(_, region, id)| (region, id))
             .collect();
         let attempt = |at: usize, &(region, source): &(u32, SourceId)| {
-            let is_avoided = self.sources[source.0 as usize].health.is_avoided();
-            let is_own_choice = at == 0 && region == 0 && is_usable;
+            let health = &self.sources[source.0 as usize].health;
+            let is_chosen = chosen_region == Some(region);
+            let is_avoided = health.is_avoided() && !is_chosen;
+            let is_own_choice = at == 0 && (is_chosen || region == 0 && is_usable);
             let may_hedge =
                 need != Need::Fact || order.get(at + 1).is_some_and(|(next, _)| *next == region);
             let config = &self.config;
@@ -337,7 +363,7 @@ impl Failover {
             Attempt {
                 source,
                 region,
-                is_usable,
+                is_usable: is_usable && !health.is_out(),
                 is_preferred: is_own_choice && !is_avoided,
                 timeout: if is_own_choice {
                     config.own_timeout
@@ -365,13 +391,13 @@ impl Failover {
         match outcome {
             Outcome::Answered => {
                 source.health.on_answered(now, &self.config);
-                if let Need::Content(key) = need {
+                if let Some(key) = need.content() {
                     self.missing.remove(key, region);
                 }
             }
             Outcome::Missing => {
                 source.health.on_answered(now, &self.config);
-                if let Need::Content(key) = need {
+                if let Some(key) = need.content() {
                     let until = now + self.config.missing_ttl;
                     self.missing.insert(now, key, region, until);
                 }

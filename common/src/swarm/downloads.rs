@@ -5,7 +5,7 @@
 use core::time::Duration;
 
 use super::context::{Context, Work};
-use super::io::{BlobSlot, ChunkSource, Output, PeerFacts, PeerSlot, TransferId};
+use super::io::{BlobSlot, ChunkSource, Nearness, Output, PeerFacts, PeerSlot, TransferId};
 use super::neighbours::Neighbours;
 use super::picker::{Picker, PickerView};
 use super::progress::TransferProgress;
@@ -13,6 +13,7 @@ use super::pull::{Pull, Pulls};
 use super::request_window::RequestWindows;
 use super::timers::Timer;
 use super::transfer::{Permission, Transfer, Transfers};
+use crate::origin_region::OriginRegion;
 use crate::time::Time;
 
 /// A busy neighbour is not asked for so many chunk times, and for [`MAX_BUSY_PAUSE`] at most.
@@ -111,6 +112,11 @@ impl Downloads {
         self.windows.register_peer(facts.peer, facts.nearness);
     }
 
+    /// How near a peer is; `None` if it was never registered.
+    pub(super) fn nearness(&self, peer: PeerSlot) -> Option<Nearness> {
+        self.windows.known_nearness(peer)
+    }
+
     /// A new connection: earlier failures of the peer do not count.
     pub(super) fn on_connected(&mut self, peer: PeerSlot) {
         self.windows.pause(peer, Time::ZERO);
@@ -205,6 +211,7 @@ impl Downloads {
             moved_at: ctx.now,
             late_at: ctx.now + ctx.config.nearly_done,
             has_begun: false,
+            sent_from: None,
             progress: TransferProgress::new(ctx.now, length, self.transfers.total()),
         };
         let deadline = ctx.now + self.timeout(ctx, &transfer);
@@ -214,6 +221,10 @@ impl Downloads {
             blob: slot,
             chunk,
             source,
+            first: match permission {
+                Permission::Leased { from } => from,
+                _ => None,
+            },
         });
         self.transfers.push(transfer);
     }
@@ -297,16 +308,44 @@ impl Downloads {
     pub(super) fn put_under_lease(&mut self, slot: BlobSlot, chunk: u32) -> bool {
         let transfer = self.transfers.of_chunk(slot, chunk);
         transfer.is_some_and(|transfer| {
-            transfer.permission = Permission::Leased;
+            transfer.permission = Permission::Leased { from: None };
             true
         })
+    }
+
+    /// The tracker has moved a lease to the origins of another region: a transfer that gets
+    /// nothing from there yet begins anew.
+    pub(super) fn on_lease_moved(
+        &mut self,
+        ctx: &mut Context,
+        slot: BlobSlot,
+        chunk: u32,
+        to: OriginRegion,
+    ) {
+        if let Some(transfer) = self.transfers.of_chunk(slot, chunk)
+            && transfer.permission.is_leased()
+            && transfer.source == ChunkSource::Origin
+            && transfer.sent_from != Some(to)
+        {
+            let id = transfer.id;
+            self.cancel(ctx, id);
+            let permission = Permission::Leased { from: Some(to) };
+            self.start(ctx, slot, chunk, ChunkSource::Origin, permission);
+        }
+    }
+
+    /// An origin of this region has begun to send.
+    pub(super) fn on_origin_answered(&mut self, id: TransferId, region: OriginRegion) {
+        if let Some(transfer) = self.transfers.find(id) {
+            transfer.sent_from = Some(region);
+        }
     }
 
     /// Cancels the transfer of a chunk whose lease is lost. One that has received bytes continues,
     /// because the rest is on its way.
     pub(super) fn on_lease_lost(&mut self, ctx: &mut Context, slot: BlobSlot, chunk: u32) {
         if let Some(transfer) = self.transfers.of_chunk(slot, chunk)
-            && transfer.permission == Permission::Leased
+            && transfer.permission.is_leased()
             && transfer.progress.moved() == 0
         {
             let id = transfer.id;
@@ -356,12 +395,15 @@ impl Downloads {
             .any(|transfer| transfer.has_begun)
     }
 
-    /// Bytes received of a chunk that is being fetched, otherwise 0.
-    pub(super) fn received(&self, slot: BlobSlot, chunk: u32) -> u64 {
+    /// Bytes received of a chunk that is being fetched, otherwise 0; and the region of the origin
+    /// that sends them, if that is known.
+    pub(super) fn received(&self, slot: BlobSlot, chunk: u32) -> (u64, Option<OriginRegion>) {
         let mut transfers = self.transfers.of_blob(slot);
         transfers
             .find(|transfer| transfer.chunk == chunk)
-            .map_or(0, |transfer| transfer.progress.moved())
+            .map_or((0, None), |transfer| {
+                (transfer.progress.moved(), transfer.sent_from)
+            })
     }
 
     /// The chunks of a blob that are being fetched from an origin, and the bytes received of each.

@@ -7,6 +7,7 @@ use bincode::{Decode, Encode};
 use crate::chunk::Geometry;
 use crate::chunk_map::ChunkMap;
 use crate::interner::Slot;
+use crate::origin_region::OriginRegion;
 use crate::time::Time;
 
 /// A blob that the driver has interned: its index in the machine's table. Small numbers, reused
@@ -323,6 +324,14 @@ pub enum Input {
         /// The transfer of an [`Output::Fetch`].
         transfer: TransferId,
     },
+    /// An origin has begun to send, before [`Input::FirstByte`]; and another one, if the first
+    /// breaks off.
+    OriginAnswered {
+        /// The transfer of an [`Output::Fetch`].
+        transfer: TransferId,
+        /// The region of the origin.
+        region: OriginRegion,
+    },
     /// Bytes of a download arrived. To be reported at least twice a second while it moves.
     Progress {
         /// The transfer of an [`Output::Fetch`].
@@ -363,6 +372,18 @@ pub enum Input {
         chunk: u32,
         /// How long the lease lasts unless it is renewed.
         term: Duration,
+        /// The region whose origin is asked first; `None` if the driver decides.
+        from: Option<OriginRegion>,
+    },
+    /// The tracker found that the origins from which the chunk of a lease is fetched serve nobody:
+    /// those of another region are asked.
+    LeaseMoved {
+        /// The blob.
+        blob: BlobSlot,
+        /// The chunk.
+        chunk: u32,
+        /// The other region.
+        to: OriginRegion,
     },
     /// A request came back without a lease; the machine asks again while chunks are missing. If the
     /// tracker names a holder to dial instead, an [`Input::Handout`] of that peer comes first.
@@ -451,6 +472,9 @@ pub enum Output {
         chunk: u32,
         /// The source.
         source: ChunkSource,
+        /// If the source is an origin: the region whose origin is asked first, if the tracker has
+        /// named one.
+        first: Option<OriginRegion>,
     },
     /// Stop a download. The machine has forgotten it; there is no answer.
     Cancel {
@@ -504,6 +528,8 @@ pub enum Output {
         chunk: u32,
         /// Bytes of the chunk received so far.
         received: u64,
+        /// The region of the origin that sends them, as far as the driver has said.
+        from: Option<OriginRegion>,
     },
     /// Report that the download of a lease has made no progress since the last renewal, and waits
     /// for the origin. There is no answer unless the lease is lost.
@@ -512,6 +538,8 @@ pub enum Output {
         blob: BlobSlot,
         /// The chunk.
         chunk: u32,
+        /// The region of the origin whose answer has stopped; `None` if none has begun.
+        from: Option<OriginRegion>,
     },
     /// Report that the chunk of a lease was received.
     LeaseDone {
@@ -519,6 +547,8 @@ pub enum Output {
         blob: BlobSlot,
         /// The chunk.
         chunk: u32,
+        /// The region of the origin that sent it; `None` if it came from a neighbour.
+        from: Option<OriginRegion>,
     },
     /// Return a lease whose chunk could not be fetched.
     LeaseFailed {

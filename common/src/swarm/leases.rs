@@ -14,6 +14,7 @@ use super::io::{BlobSlot, Output};
 use super::neighbours::Neighbours;
 use super::per_blob::PerBlob;
 use super::timers::Timer;
+use crate::origin_region::OriginRegion;
 use crate::time::Time;
 
 /// Blobs for which a request is parked at once: the next blob's copy from the origin begins while
@@ -141,14 +142,18 @@ impl Leases {
             return false;
         }
         if blob.held().contains(chunk) || blob.availability(chunk) > 0 {
-            ctx.output(Output::LeaseDone { blob: slot, chunk });
+            ctx.output(Output::LeaseDone {
+                blob: slot,
+                chunk,
+                from: None,
+            });
             return false;
         }
         if !blob.is_wanted() || !may_ask_origin {
             ctx.output(Output::LeaseFailed { blob: slot, chunk });
             return false;
         }
-        let renew_at = ctx.now + term / 2;
+        let renew_at = ctx.now + term / 4;
         self.held.push(HeldLease {
             blob: slot,
             chunk,
@@ -162,6 +167,7 @@ impl Leases {
             blob: slot,
             chunk,
             received: 0,
+            from: None,
         });
         true
     }
@@ -181,10 +187,20 @@ impl Leases {
     }
 
     /// The chunk is here: a lease on it has served its purpose.
-    pub(super) fn on_chunk_received(&mut self, ctx: &mut Context, slot: BlobSlot, chunk: u32) {
+    pub(super) fn on_chunk_received(
+        &mut self,
+        ctx: &mut Context,
+        slot: BlobSlot,
+        chunk: u32,
+        sent_from: Option<OriginRegion>,
+    ) {
         ctx.due.add(Work::SeekLeases);
         if self.remove(slot, chunk) {
-            ctx.output(Output::LeaseDone { blob: slot, chunk });
+            ctx.output(Output::LeaseDone {
+                blob: slot,
+                chunk,
+                from: sent_from,
+            });
         }
     }
 
@@ -253,21 +269,26 @@ impl Leases {
     pub(super) fn renew(&mut self, ctx: &mut Context, downloads: &Downloads) {
         for lease in &mut self.held {
             if lease.renew_at <= ctx.now {
-                let received = downloads.received(lease.blob, lease.chunk);
-                if received > lease.reported {
+                let (received, from) = downloads.received(lease.blob, lease.chunk);
+                let has_moved = received > lease.reported;
+                // A tracker that knows soon that the holders of leases wait can move them soon.
+                let next = lease.term / if has_moved { 4 } else { 8 };
+                if has_moved {
                     lease.reported = received;
                     ctx.output(Output::LeaseRenew {
                         blob: lease.blob,
                         chunk: lease.chunk,
                         received,
+                        from,
                     });
                 } else {
                     ctx.output(Output::LeaseWaiting {
                         blob: lease.blob,
                         chunk: lease.chunk,
+                        from,
                     });
                 }
-                lease.renew_at = ctx.now + lease.term / 4;
+                lease.renew_at = ctx.now + next;
             }
             ctx.timers.wake_by(Timer::Lease, lease.renew_at);
         }

@@ -94,6 +94,7 @@ mod context;
 mod counters;
 mod dialer;
 mod downloads;
+mod far_peers;
 mod have_batches;
 mod io;
 mod known_peer;

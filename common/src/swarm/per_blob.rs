@@ -21,6 +21,10 @@ impl<T> PerBlob<T> {
         self.0.get_mut(slot.0 as usize)?.as_mut()
     }
 
+    pub(super) fn values(&self) -> impl Iterator<Item = &T> {
+        self.0.iter().flatten()
+    }
+
     /// Sets the entry of a blob, in place of the one there was.
     pub(super) fn insert(&mut self, slot: BlobSlot, value: T) {
         let index = slot.0 as usize;

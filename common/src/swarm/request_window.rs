@@ -87,6 +87,10 @@ impl RequestWindows {
         &self.windows[peer.0 as usize]
     }
 
+    pub(super) fn known_nearness(&self, peer: PeerSlot) -> Option<Nearness> {
+        self.nearness.get(peer.0 as usize).copied()
+    }
+
     pub(super) fn nearness(&self, peer: PeerSlot) -> Nearness {
         self.nearness[peer.0 as usize]
     }

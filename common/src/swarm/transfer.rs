@@ -4,6 +4,7 @@ use super::io::{BlobSlot, ChunkSource, PeerSlot, TransferId};
 use super::progress::TransferProgress;
 use super::request_window::RequestWindows;
 use super::slot_count::SlotCount;
+use crate::origin_region::OriginRegion;
 use crate::time::Time;
 
 /// Why a chunk may be fetched from its source.
@@ -11,8 +12,8 @@ use crate::time::Time;
 pub(super) enum Permission {
     /// The source is a neighbour; no permission is needed.
     NotNeeded,
-    /// The tracker granted a lease.
-    Leased,
+    /// The tracker granted a lease, and may have named the region whose origin is asked first.
+    Leased { from: Option<OriginRegion> },
     /// No tracker answers, and no other peer was known to fetch the chunk.
     Claimed,
     /// None was granted: the pull had not moved for too long.
@@ -20,6 +21,11 @@ pub(super) enum Permission {
 }
 
 impl Permission {
+    /// Whether the tracker granted a lease.
+    pub(super) fn is_leased(self) -> bool {
+        matches!(self, Self::Leased { .. })
+    }
+
     /// Whether the source is an origin, and there is no lease.
     pub(super) fn is_unleased(self) -> bool {
         matches!(self, Self::Claimed | Self::Fallback)
@@ -31,7 +37,7 @@ impl Permission {
     /// to the origin's load. A chunk under a lease is lacking everywhere until it has arrived.
     fn slow_factor(self) -> u64 {
         match self {
-            Self::Leased => 2,
+            Self::Leased { .. } => 2,
             Self::NotNeeded | Self::Claimed | Self::Fallback => 6,
         }
     }
@@ -51,6 +57,8 @@ pub(super) struct Transfer {
     pub(super) late_at: Time,
     /// Its first byte has arrived.
     pub(super) has_begun: bool,
+    /// The region of the origin that sends it, as far as the driver has said.
+    pub(super) sent_from: Option<OriginRegion>,
     pub(super) progress: TransferProgress,
 }
 

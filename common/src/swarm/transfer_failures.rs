@@ -83,7 +83,7 @@ impl TransferFailures<'_> {
         self.downloads.pause_pull(transfer.blob, until);
         // Without neighbours, nothing else would wake a pull whose last chunk failed here.
         self.ctx.timers.wake_by(Timer::Fallback, until);
-        if transfer.permission == Permission::Leased {
+        if transfer.permission.is_leased() {
             let Transfer { blob, chunk, .. } = *transfer;
             self.leases.on_fetch_failed(self.ctx, blob, chunk);
         }
@@ -93,7 +93,7 @@ impl TransferFailures<'_> {
     fn on_origin_failed(&mut self, transfer: &Transfer) {
         let Transfer { blob, chunk, .. } = *transfer;
         self.downloads.delay_origin(self.ctx, blob);
-        if transfer.permission == Permission::Leased {
+        if transfer.permission.is_leased() {
             self.leases.on_fetch_failed(self.ctx, blob, chunk);
         } else {
             let was_claimed = transfer.permission == Permission::Claimed;

@@ -54,6 +54,9 @@ pub struct LeaseSettings {
     /// Open leases for one blob in one region. The default was measured; six are better when a
     /// chunk takes 10 ms or less, and more when the origin is much faster than the peers.
     pub open_limit: usize,
+    /// The most that `open_limit` grows to while origins of other regions serve: it is doubled, and
+    /// one is added for each chunk that they served.
+    pub far_open_limit: usize,
     /// How long a lease lasts, and by how much progress extends it.
     pub term: Duration,
     /// How long an unconfirmed lease counts against the limit. A holder confirms at once, so a
@@ -92,7 +95,12 @@ impl LeaseSettings {
     /// Most leases of one blob in one region that are open at the same time: those that count, and
     /// those whose holders are late to confirm, because each of these made room for another one.
     pub const fn most_open(&self) -> usize {
-        self.open_limit * (UNCONFIRMED_FACTOR as usize + 1)
+        let limit = if self.open_limit > self.far_open_limit {
+            self.open_limit
+        } else {
+            self.far_open_limit
+        };
+        limit * (UNCONFIRMED_FACTOR as usize + 1)
     }
 }
 
@@ -100,6 +108,7 @@ impl Default for LeaseSettings {
     fn default() -> Self {
         Self {
             open_limit: 4,
+            far_open_limit: 32,
             term: Duration::from_secs(1),
             confirm: Duration::from_millis(50),
             longest_stall: Duration::from_secs(4),

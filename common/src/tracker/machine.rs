@@ -15,6 +15,7 @@ use super::messages::{
     Announce, AnnounceOutcome, Handout, Lease, LeaseEvent, LeaseOutcome, SwarmRole, Take,
     TrackerCounts, TrackerInput, TrackerOutput,
 };
+use super::origins::OriginOpinions;
 use super::roster::{Progress, Roster};
 use super::slots::{BlobSlot, PeerSlot, RegionSlot};
 use super::timers::{Ticket, Timer, Timers};
@@ -52,6 +53,7 @@ pub struct TrackerMachine {
     rng: Pcg64Mcg,
     epoch: u64,
     roster: Roster,
+    origins: OriginOpinions,
     authorities: Authorities,
     timers: Timers,
     outputs: VecDeque<TrackerOutput>,
@@ -73,6 +75,7 @@ impl TrackerMachine {
             rng,
             epoch,
             roster: Roster::default(),
+            origins: OriginOpinions::default(),
             authorities: Authorities::default(),
             timers: Timers::default(),
             outputs: VecDeque::new(),
@@ -95,6 +98,11 @@ impl TrackerMachine {
     /// Number of peers in the roster.
     pub fn peer_count(&self) -> u32 {
         self.roster.peer_count()
+    }
+
+    /// The number of origins that are out, counted for the peers of each region.
+    pub fn origins_out(&self) -> usize {
+        self.origins.out_count()
     }
 
     /// All swarms, in order of slots.
@@ -451,11 +459,11 @@ impl TrackerMachine {
                 let mut answer = LeaseOutcome::NotHeld;
                 self.with_authority(now, blob, region, |authority, ctx| {
                     answer = match event {
-                        LeaseEvent::Renew { received } => {
-                            authority.renew(peer, chunk, received, ctx)
+                        LeaseEvent::Renew { received, from } => {
+                            authority.renew(peer, chunk, (received, from), ctx)
                         }
-                        LeaseEvent::Waiting => authority.waiting(peer, chunk, ctx.now),
-                        LeaseEvent::Done => authority.done(peer, chunk, ctx),
+                        LeaseEvent::Waiting { from } => authority.waiting(peer, chunk, from, ctx),
+                        LeaseEvent::Done { from } => authority.done(peer, chunk, from, ctx),
                         LeaseEvent::Failed => authority.failed(peer, chunk, ctx),
                     };
                 });
@@ -527,6 +535,7 @@ impl TrackerMachine {
                 now,
                 config: &self.config.lease,
                 roster: &self.roster,
+                origins: &mut self.origins,
                 rng: &mut self.rng,
                 timers: &mut self.timers,
                 outputs: &mut self.outputs,

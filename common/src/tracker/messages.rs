@@ -8,6 +8,7 @@ use bincode::{Decode, Encode};
 use super::roster::Progress;
 use super::slots::{BlobSlot, PeerSlot, RegionSlot, ZoneSlot};
 use crate::chunk_map::ChunkMap;
+use crate::origin_region::OriginRegion;
 
 /// The driver's name for a request that waits for an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
@@ -118,6 +119,8 @@ pub struct Take {
     pub starving: bool,
     /// Holders that it was named and could not reach.
     pub unreachable: Vec<PeerSlot>,
+    /// The number of regions whose origins it may ask; 0 if the tracker does not choose.
+    pub origins: u8,
 }
 
 /// A peer reports the state of a lease that it was granted.
@@ -142,12 +145,20 @@ pub enum LeaseEvent {
     Renew {
         /// Bytes of the chunk received so far.
         received: u64,
+        /// The origin that sends them, if the peer knows it.
+        from: Option<OriginRegion>,
     },
     /// No bytes came since the last renewal; the peer waits for the origin. The lease is extended
     /// if the origin serves none of the blob's holders.
-    Waiting,
+    Waiting {
+        /// The origin whose answer has stopped; `None` if none has begun.
+        from: Option<OriginRegion>,
+    },
     /// The peer holds the verified chunk.
-    Done,
+    Done {
+        /// The origin that sent it; `None` if it came from a neighbour.
+        from: Option<OriginRegion>,
+    },
     /// The peer gives the lease up.
     Failed,
 }
@@ -168,6 +179,16 @@ pub enum TrackerOutput {
         request: RequestId,
         /// The answer.
         answer: LeaseOutcome,
+    },
+    /// Leases of a region's peers are not fetched from an origin any more, or are again: for the
+    /// log.
+    OriginChanged {
+        /// The region of the peers.
+        region: RegionSlot,
+        /// The origin, as they name it.
+        origin: OriginRegion,
+        /// Whether it is out.
+        is_out: bool,
     },
     /// The machine forgot this peer: its slot may be reused.
     PeerForgotten(PeerSlot),
@@ -211,6 +232,13 @@ pub enum LeaseOutcome {
         chunk: u32,
         /// Time until the lease expires, unless it is renewed.
         term: Duration,
+        /// The origin to ask first; `None` if the peer decides.
+        from: Option<OriginRegion>,
+    },
+    /// The lease goes on, and its chunk is to be fetched from another origin.
+    Moved {
+        /// The origin.
+        to: OriginRegion,
     },
     /// Nothing can be granted now. The peer may ask again after this time, or at once when it
     /// starves.
@@ -265,4 +293,8 @@ pub struct TrackerCounts {
     pub expired: u64,
     /// Starving peers that were named a holder.
     pub introduced: u64,
+    /// Leases moved to the origin of another region.
+    pub moved: u64,
+    /// Times that an origin began to count as out.
+    pub origins_out: u64,
 }

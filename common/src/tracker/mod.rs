@@ -28,6 +28,7 @@ mod lease;
 mod machine;
 mod messages;
 mod names;
+mod origins;
 mod rendezvous;
 mod roster;
 mod session;

@@ -87,6 +87,7 @@ impl SlotNames {
                 missing,
                 starving,
                 unreachable,
+                origins,
             } => TrackerInput::Take(Take {
                 request,
                 peer,
@@ -95,13 +96,16 @@ impl SlotNames {
                 missing,
                 starving,
                 unreachable: self.known(&unreachable),
+                origins,
             }),
             wire::LeaseAsk::Drop => TrackerInput::Drop { peer, blob },
-            wire::LeaseAsk::Waiting { chunk } => update(chunk, LeaseEvent::Waiting),
-            wire::LeaseAsk::Renew { chunk, received } => {
-                update(chunk, LeaseEvent::Renew { received })
-            }
-            wire::LeaseAsk::Done { chunk } => update(chunk, LeaseEvent::Done),
+            wire::LeaseAsk::Waiting { chunk, from } => update(chunk, LeaseEvent::Waiting { from }),
+            wire::LeaseAsk::Renew {
+                chunk,
+                received,
+                from,
+            } => update(chunk, LeaseEvent::Renew { received, from }),
+            wire::LeaseAsk::Done { chunk, from } => update(chunk, LeaseEvent::Done { from }),
             wire::LeaseAsk::Failed { chunk } => update(chunk, LeaseEvent::Failed),
         })
     }
@@ -154,10 +158,12 @@ impl SlotNames {
     /// wire protocol reports as an error.
     pub fn lease_answer(&self, answer: LeaseOutcome) -> Option<wire::LeaseAnswer> {
         Some(match answer {
-            LeaseOutcome::Granted { chunk, term } => wire::LeaseAnswer::Granted {
+            LeaseOutcome::Granted { chunk, term, from } => wire::LeaseAnswer::Granted {
                 chunk,
                 term_ms: millis(term),
+                from,
             },
+            LeaseOutcome::Moved { to } => wire::LeaseAnswer::Moved { to },
             LeaseOutcome::Wait { retry_after } => wire::LeaseAnswer::Wait {
                 retry_ms: millis(retry_after),
             },
@@ -190,6 +196,11 @@ impl SlotNames {
     /// The digest of a blob.
     pub fn digest(&self, blob: BlobSlot) -> Option<&Digest> {
         self.blobs.value(blob)
+    }
+
+    /// The name of a region.
+    pub fn region(&self, region: RegionSlot) -> Option<&RegionName> {
+        self.regions.value(region)
     }
 
     /// Number of blobs with a slot.

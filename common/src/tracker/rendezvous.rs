@@ -67,6 +67,7 @@ mod tests {
             missing: ChunkMap::full(4),
             starving: false,
             unreachable: Vec::new(),
+            origins: 1,
         };
         let request = |first_unreachable, ask: &LeaseAsk| LeaseRequest {
             peer: "vm-1".parse().expect("a label"),

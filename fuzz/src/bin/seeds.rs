@@ -9,6 +9,7 @@ use flotilla_common::codec;
 use flotilla_common::digest::{Algorithm, Digest, DigestHasher};
 use flotilla_common::grant::Grant;
 use flotilla_common::hash_tree::TreeHasher;
+use flotilla_common::origin_region::OriginRegion;
 use flotilla_common::proof::Proof;
 use flotilla_common::seal::{BlobFacts, SealKey};
 use flotilla_common::wire::frame::Message;
@@ -231,7 +232,14 @@ fn tracker_messages() -> Seeds {
         missing: ChunkMap::full(9),
         starving: true,
         unreachable: vec![label("vm-3")],
+        origins: 2,
     };
+    let granted = LeaseAnswer::Granted {
+        chunk: 1,
+        term_ms: 9,
+        from: Some(OriginRegion(1)),
+    };
+    let to = OriginRegion(1);
     let lease = |ask| LeaseRequest {
         peer: label("vm-1"),
         digest,
@@ -256,6 +264,21 @@ fn tracker_messages() -> Seeds {
             "accepted-v1",
             with_selector(5, &accepted_v1),
         ),
+        (
+            "tracker_messages",
+            "take-v1",
+            with_selector(6, &v1::LeaseRequest::from(lease(take.clone()))),
+        ),
+        (
+            "tracker_messages",
+            "granted-v1",
+            with_selector(7, &v1::LeaseAnswer::from(granted.clone())),
+        ),
+        (
+            "tracker_messages",
+            "moved",
+            with_selector(3, &LeaseAnswer::Moved { to }),
+        ),
         ("tracker_messages", "take", with_selector(2, &lease(take))),
         (
             "tracker_messages",
@@ -265,25 +288,22 @@ fn tracker_messages() -> Seeds {
                 &lease(LeaseAsk::Renew {
                     chunk: 1,
                     received: 9,
+                    from: Some(OriginRegion::OWN),
                 }),
             ),
         ),
         (
             "tracker_messages",
             "waiting",
-            with_selector(2, &lease(LeaseAsk::Waiting { chunk: 1 })),
-        ),
-        (
-            "tracker_messages",
-            "granted",
             with_selector(
-                3,
-                &LeaseAnswer::Granted {
+                2,
+                &lease(LeaseAsk::Waiting {
                     chunk: 1,
-                    term_ms: 9,
-                },
+                    from: None,
+                }),
             ),
         ),
+        ("tracker_messages", "granted", with_selector(3, &granted)),
         (
             "tracker_messages",
             "dial",

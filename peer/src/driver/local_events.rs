@@ -95,6 +95,10 @@ impl Driver {
                 if let Some(fetch) = self.fetches.get_mut(&transfer) {
                     fetch.origin = Some(origin);
                 }
+                if let Some(region) = self.context.upstream.origins.region_of(origin) {
+                    let answered = Input::OriginAnswered { transfer, region };
+                    self.machine.handle(now, answered);
+                }
             }
             TaskReport::Progress(transfer, received) => {
                 self.context.telemetry.last_received.set(now);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use flotilla_common::chunk_map::ChunkMap;
+use flotilla_common::origin_region::OriginRegion;
 use flotilla_common::swarm::{
     BlobSlot, ChunkSource, Claim, DownloadFailure, HaveBatch, Input, Output, PeerSlot,
     RefusalReason, TransferId, UploadId,
@@ -41,7 +42,8 @@ impl Driver {
                 blob,
                 chunk,
                 source,
-            } => self.fetch(transfer, blob, chunk, source),
+                first,
+            } => self.fetch(transfer, blob, chunk, (source, first)),
             Output::Cancel { transfer } => {
                 if let Some(fetch) = self.fetches.remove(&transfer) {
                     fetch.task.abort();
@@ -73,14 +75,20 @@ impl Driver {
                 blob,
                 chunk,
                 received,
+                from,
             } => {
-                self.update_lease(blob, LeaseUpdate::Renew { chunk, received });
+                let update = LeaseUpdate::Renew {
+                    chunk,
+                    received,
+                    from,
+                };
+                self.update_lease(blob, update);
             }
-            Output::LeaseWaiting { blob, chunk } => {
-                self.update_lease(blob, LeaseUpdate::Waiting { chunk });
+            Output::LeaseWaiting { blob, chunk, from } => {
+                self.update_lease(blob, LeaseUpdate::Waiting { chunk, from });
             }
-            Output::LeaseDone { blob, chunk } => {
-                self.update_lease(blob, LeaseUpdate::Done { chunk });
+            Output::LeaseDone { blob, chunk, from } => {
+                self.update_lease(blob, LeaseUpdate::Done { chunk, from });
             }
             Output::LeaseFailed { blob, chunk } => {
                 self.update_lease(blob, LeaseUpdate::Failed { chunk });
@@ -210,7 +218,13 @@ impl Driver {
         }
     }
 
-    fn fetch(&mut self, transfer: TransferId, slot: BlobSlot, chunk: u32, source: ChunkSource) {
+    fn fetch(
+        &mut self,
+        transfer: TransferId,
+        slot: BlobSlot,
+        chunk: u32,
+        (source, first): (ChunkSource, Option<OriginRegion>),
+    ) {
         // A download that was cancelled may have completed nevertheless.
         if self
             .tables
@@ -223,7 +237,7 @@ impl Driver {
         }
         let task = match source {
             ChunkSource::Peer(peer) => self.fetch_from_peer(transfer, slot, chunk, peer),
-            ChunkSource::Origin => self.fetch_from_origin(transfer, slot, chunk),
+            ChunkSource::Origin => self.fetch_from_origin(transfer, slot, chunk, first),
         };
         let bytes = self
             .tables
@@ -278,6 +292,7 @@ impl Driver {
         transfer: TransferId,
         slot: BlobSlot,
         chunk: u32,
+        first: Option<OriginRegion>,
     ) -> Option<JoinHandle<Option<()>>> {
         let blob = self.tables.blob(slot)?;
         let task = tasks::fetch_from_origin(
@@ -285,7 +300,7 @@ impl Driver {
             self.context.upstream.clone(),
             blob.repository.clone()?,
             Arc::clone(&blob.stored),
-            chunk,
+            (chunk, first),
             self.reports.clone(),
         );
         Some(self.context.shutdown.spawn(task))

@@ -8,6 +8,7 @@ use flotilla_common::digest::Digest;
 use flotilla_common::failover::SourceId;
 use flotilla_common::grant::Grant;
 use flotilla_common::name::RepositoryName;
+use flotilla_common::origin_region::OriginRegion;
 use flotilla_common::proof::Proof;
 use flotilla_common::swarm::{DownloadFailure, RefusalReason, TransferId, UploadId};
 use flotilla_common::wire::peer::{self, ImageBundle};
@@ -138,20 +139,20 @@ pub(super) async fn fetch_from_peer(
     send(&reports, TaskReport::Fetched(transfer, outcome)).await;
 }
 
-/// Downloads a chunk from the origins.
+/// Downloads a chunk from the origins, those of the region `first` before the others.
 pub(super) async fn fetch_from_origin(
     transfer: TransferId,
     upstream: Upstream,
     repository: RepositoryName,
     blob: Arc<StoredBlob>,
-    chunk: u32,
+    (chunk, first): (u32, Option<OriginRegion>),
     reports: mpsc::Sender<TaskReport>,
 ) {
     let length = blob.geometry().chunk_len(chunk);
     let mut progress = ProgressReporter::new(reports.clone(), length, download_report(transfer));
     let progress = |made| match made {
         ChunkProgress::Begun(origin) => {
-            // While the driver's queue is full, the status lacks the origin.
+            // While the driver's queue is full, the status and the tracker lack the origin.
             let _ = reports.try_send(TaskReport::Origin(transfer, origin));
             progress.report(0);
         }
@@ -162,7 +163,8 @@ pub(super) async fn fetch_from_origin(
         download_limit: limit,
         ..
     } = &upstream;
-    let fetched = origin::fetch_chunk(origins, &repository, &blob, chunk, limit, progress).await;
+    let chunk_of = (chunk, first);
+    let fetched = origin::fetch_chunk(origins, &repository, &blob, chunk_of, limit, progress).await;
     let outcome = match fetched {
         Ok(()) => Fetched::Received,
         Err(error) => {

@@ -6,6 +6,7 @@ use std::collections::HashSet;
 
 use flotilla_common::digest::Digest;
 use flotilla_common::name::PeerId;
+use flotilla_common::origin_region::OriginRegion;
 use flotilla_common::swarm::{BlobSlot, Input, PeerFacts};
 use flotilla_common::time::Time;
 use flotilla_common::tracker::{LeaseUpdate, NamedPeers, PeerSnapshot};
@@ -43,7 +44,14 @@ impl Driver {
                 digest,
                 chunk,
                 term,
-            } => self.on_lease_granted(now, digest, chunk, term),
+                from,
+            } => self.on_lease_granted(now, digest, chunk, (term, from)),
+            TrackerEvent::LeaseMoved { digest, chunk, to } => {
+                if let Some(blob) = self.tables.blob_slot(&digest) {
+                    let moved = Input::LeaseMoved { blob, chunk, to };
+                    self.machine.handle(now, moved);
+                }
+            }
             TrackerEvent::LeaseWait {
                 digest,
                 retry_after,
@@ -82,11 +90,23 @@ impl Driver {
         facts(slot, (&info.region, &info.zone), &self.context.network.me)
     }
 
-    fn on_lease_granted(&mut self, now: Time, digest: Digest, chunk: u32, term: Duration) {
+    fn on_lease_granted(
+        &mut self,
+        now: Time,
+        digest: Digest,
+        chunk: u32,
+        (term, from): (Duration, Option<OriginRegion>),
+    ) {
         match self.tables.blob_slot(&digest) {
-            Some(blob) => self
-                .machine
-                .handle(now, Input::LeaseGranted { blob, chunk, term }),
+            Some(blob) => {
+                let granted = Input::LeaseGranted {
+                    blob,
+                    chunk,
+                    term,
+                    from,
+                };
+                self.machine.handle(now, granted);
+            }
             // The blob was removed meanwhile: the lease is free for another peer.
             None => self
                 .context

@@ -51,7 +51,9 @@ impl Passthrough {
         range: Range<u64>,
     ) -> Result<Self, OriginError> {
         let origins = &context.upstream.origins;
-        let open = origins.open_exactly(repository, digest, &range).await?;
+        let open = origins
+            .open_exactly(repository, digest, &range, None)
+            .await?;
         Ok(Self::new(context, open, repository, digest, range))
     }
 
@@ -137,7 +139,7 @@ impl Passthrough {
                 return Err(error);
             }
             self.attempts -= 1;
-            let open = origins.open_exactly(&self.repository, &self.digest, &self.left);
+            let open = origins.open_exactly(&self.repository, &self.digest, &self.left, None);
             self.open = open.await?;
         }
     }

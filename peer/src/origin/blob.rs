@@ -8,11 +8,12 @@ use core::ops::Range;
 use flotilla_common::digest::Digest;
 use flotilla_common::failover::SourceId;
 use flotilla_common::name::RepositoryName;
+use flotilla_common::origin_region::OriginRegion;
 use flotilla_runtime::http::range::parse_content_range;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, RANGE};
 use reqwest::{Method, Response, StatusCode};
 
-use super::client::{OriginClient, content};
+use super::client::{OriginClient, content, content_of};
 use super::error::OriginError;
 use super::request::header;
 
@@ -61,18 +62,19 @@ impl OriginClient {
         Ok(open.await?.1)
     }
 
-    /// As [`Self::open_blob`], but a response that does not cover the range is an error. It may
-    /// continue beyond the range.
+    /// As [`Self::open_blob`], but the origins of the region `first` are asked before the others, and
+    /// a response that does not cover the range is an error. It may continue beyond the range.
     pub(crate) async fn open_exactly(
         &self,
         repository: &RepositoryName,
         digest: &Digest,
         range: &Range<u64>,
+        first: Option<OriginRegion>,
     ) -> Result<OpenBlob, OriginError> {
         let header =
             (!range.is_empty()).then(|| format!("bytes={}-{}", range.start, range.end - 1));
         let header = header.as_deref();
-        let open = self.ask(content(digest), async |origin| {
+        let open = self.ask(content_of(digest, first), async |origin| {
             let open = self.open_at(origin, repository, digest, header).await?;
             if open.range.start == range.start && open.range.end >= range.end {
                 return Ok(open);

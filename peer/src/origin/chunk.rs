@@ -11,6 +11,7 @@ use flotilla_common::chunk::PART_SIZE;
 use flotilla_common::failover::SourceId;
 use flotilla_common::hash_tree::{self, ChainingValue};
 use flotilla_common::name::RepositoryName;
+use flotilla_common::origin_region::OriginRegion;
 use flotilla_common::proof::Proof;
 use flotilla_runtime::rate::Limiter;
 
@@ -34,12 +35,13 @@ pub(crate) enum ChunkProgress {
     Received(u64),
 }
 
-/// Downloads one chunk from the origins into the store, and reports its progress.
+/// Downloads one chunk from the origins into the store, those of the region `first` before the
+/// others, and reports its progress.
 pub(crate) async fn fetch_chunk(
     origins: &OriginClient,
     repository: &RepositoryName,
     blob: &Arc<StoredBlob>,
-    chunk: u32,
+    (chunk, first): (u32, Option<OriginRegion>),
     limit: &Limiter,
     mut progress: impl FnMut(ChunkProgress),
 ) -> Result<(), OriginFetchError> {
@@ -49,7 +51,7 @@ pub(crate) async fn fetch_chunk(
     let mut attempts = origins.attempts();
     loop {
         let range = blob.geometry().chunk_range(chunk);
-        let open = origins.open_exactly(repository, blob.digest(), &range);
+        let open = origins.open_exactly(repository, blob.digest(), &range, first);
         let open = open.await?;
         let origin = open.origin;
         progress(ChunkProgress::Begun(origin));

@@ -1,6 +1,7 @@
 //! The client of all origins. Which origin is asked, and for how long, is decided by the failover
 //! machine, which one peer has once: for the mirror, for chunks and for the probes.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,6 +12,7 @@ use flotilla_common::failover::{
 };
 use flotilla_common::manifest::{ACCEPT, MAX_MANIFEST_LEN};
 use flotilla_common::name::{Reference, RegionName, RepositoryName};
+use flotilla_common::origin_region::OriginRegion;
 use flotilla_common::time::Time;
 use flotilla_common::wire::origin::{CLOSURE_PATH, ClosureAnswer, ClosureRequest};
 use flotilla_runtime::clock::Clock;
@@ -44,6 +46,8 @@ struct ClientState {
     http: HttpClients,
     clock: Clock,
     origins: Vec<Origin>,
+    /// The number of each origin's region.
+    regions: Vec<u32>,
     sources: Sources,
 }
 
@@ -77,6 +81,7 @@ impl OriginClient {
             http,
             clock,
             origins,
+            regions,
             sources: Sources::new(machine, names, clock),
         }))
     }
@@ -198,6 +203,12 @@ impl OriginClient {
                 }
             }
         })
+    }
+
+    /// The region of an origin, as trackers name it.
+    pub(crate) fn region_of(&self, origin: SourceId) -> Option<OriginRegion> {
+        let region = self.0.regions.get(origin.0 as usize)?;
+        u8::try_from(*region).ok().map(OriginRegion)
     }
 
     /// How often a download may be continued at another origin after its body broke off.
@@ -336,9 +347,25 @@ fn region_numbers(origins: &[Origin], own_region: &RegionName) -> Vec<u32> {
     origins.iter().map(number).collect()
 }
 
+/// The number of regions whose origins these are.
+pub(crate) fn region_count(urls: &[OriginUrl], own_region: &RegionName) -> u8 {
+    let regions = urls.iter();
+    let regions = regions.map(|origin| origin.region.as_ref().unwrap_or(own_region));
+    let regions: HashSet<&RegionName> = regions.collect();
+    u8::try_from(regions.len()).unwrap_or(u8::MAX)
+}
+
 /// The content of a digest.
 pub(crate) fn content(digest: &Digest) -> Need {
     Need::Content(ContentKey(first_bytes(digest)))
+}
+
+/// The content of a digest, from the origins of the region `first` before the others.
+pub(super) fn content_of(digest: &Digest, first: Option<OriginRegion>) -> Need {
+    first.map_or(content(digest), |first| Need::ContentOf {
+        key: ContentKey(first_bytes(digest)),
+        region: first.0.into(),
+    })
 }
 
 /// The closure of a manifest. An origin may have the manifest without proofs of its blobs.

@@ -15,7 +15,7 @@ mod unsealed;
 
 pub(crate) use blob::OpenBlob;
 pub(crate) use chunk::{ChunkProgress, fetch_chunk};
-pub(crate) use client::{FetchedManifest, OriginClient, content};
+pub(crate) use client::{FetchedManifest, OriginClient, content, region_count};
 pub(crate) use error::{OriginError, OriginFetchError};
 pub use http_client::{BuildClientError, tracker_http_client};
 pub(crate) use http_client::{ConnectionReuse, origin_http_client};

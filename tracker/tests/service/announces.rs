@@ -70,7 +70,8 @@ async fn restarted_tracker_resyncs_and_adopts_leases() {
             blob(),
             LeaseAsk::Renew {
                 chunk: 0,
-                received: 7
+                received: 7,
+                from: None
             }
         )
         .await,
@@ -97,7 +98,8 @@ async fn restarted_tracker_resyncs_and_adopts_leases() {
             blob(),
             LeaseAsk::Renew {
                 chunk: 0,
-                received: 8
+                received: 8,
+                from: None
             }
         )
         .await,

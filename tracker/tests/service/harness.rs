@@ -168,6 +168,7 @@ pub(crate) fn take(number: u64, missing: ChunkMap, starving: bool) -> LeaseAsk {
         missing,
         starving,
         unreachable: Vec::new(),
+        origins: 0,
     }
 }
 

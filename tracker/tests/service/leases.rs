@@ -28,7 +28,8 @@ async fn parked_request_gets_the_next_free_lease() {
         granted,
         LeaseAnswer::Granted {
             chunk: 0,
-            term_ms: 60_000
+            term_ms: 60_000,
+            from: None
         }
     );
     let waiting = tokio::spawn(async move { two.take(blob(), ChunkMap::full(3)).await });
@@ -38,21 +39,30 @@ async fn parked_request_gets_the_next_free_lease() {
             blob(),
             LeaseAsk::Renew {
                 chunk: 0,
-                received: 5
+                received: 5,
+                from: None
             }
         )
         .await,
         LeaseAnswer::Noted
     );
     assert_eq!(
-        one.ask(blob(), LeaseAsk::Done { chunk: 0 }).await,
+        one.ask(
+            blob(),
+            LeaseAsk::Done {
+                chunk: 0,
+                from: None
+            }
+        )
+        .await,
         LeaseAnswer::Noted
     );
     assert_eq!(
         waiting.await.unwrap(),
         LeaseAnswer::Granted {
             chunk: 1,
-            term_ms: 60_000
+            term_ms: 60_000,
+            from: None
         }
     );
     assert_eq!(
@@ -60,7 +70,8 @@ async fn parked_request_gets_the_next_free_lease() {
             blob(),
             LeaseAsk::Renew {
                 chunk: 1,
-                received: 5
+                received: 5,
+                from: None
             }
         )
         .await,
@@ -85,7 +96,7 @@ async fn recorded_leases_replay_to_the_same_outputs() {
             matches!(granted, LeaseAnswer::Granted { .. }),
             "{granted:?}"
         );
-        one.ask(blob(), LeaseAsk::Done { chunk }).await;
+        one.ask(blob(), LeaseAsk::Done { chunk, from: None }).await;
     }
     region.stop().await;
     let recording = std::fs::read(dir.path().join("tracker.recording")).unwrap();
@@ -109,14 +120,16 @@ async fn expired_lease_is_granted_to_the_next_peer() {
         silent.take(blob(), ChunkMap::full(1)).await,
         LeaseAnswer::Granted {
             chunk: 0,
-            term_ms: 100
+            term_ms: 100,
+            from: None
         }
     );
     assert_eq!(
         next.take(blob(), ChunkMap::full(1)).await,
         LeaseAnswer::Granted {
             chunk: 0,
-            term_ms: 100
+            term_ms: 100,
+            from: None
         }
     );
     assert_eq!(region.tracker.counts().expired, 1);
@@ -134,7 +147,15 @@ async fn starving_peer_is_named_the_holder_until_it_leaves() {
     holder.want(blob()).await;
     starving.want(blob()).await;
     holder.take(blob(), ChunkMap::full(1)).await;
-    holder.ask(blob(), LeaseAsk::Done { chunk: 0 }).await;
+    holder
+        .ask(
+            blob(),
+            LeaseAsk::Done {
+                chunk: 0,
+                from: None,
+            },
+        )
+        .await;
     let take = || take(1, ChunkMap::full(1), true);
     assert_eq!(
         starving.ask(blob(), take()).await,

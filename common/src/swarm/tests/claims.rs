@@ -200,7 +200,15 @@ fn claims_do_not_matter_while_a_tracker_grants_leases() {
     run(&mut machine, ms(0), ms(5));
     let term = Duration::from_secs(1);
     let (blob, chunk) = (BLOB, 3);
-    machine.handle(ms(5), Input::LeaseGranted { blob, chunk, term });
+    machine.handle(
+        ms(5),
+        Input::LeaseGranted {
+            blob,
+            chunk,
+            term,
+            from: None,
+        },
+    );
     let done = run(&mut machine, ms(5), ms(50));
     assert_eq!(chunks_of(&done), [3]);
     assert!(done.told.is_empty(), "the lease is known to the tracker");
@@ -217,7 +225,15 @@ fn fetch_under_a_lease_is_claimed_when_the_tracker_is_lost() {
     );
     let term = Duration::from_secs(1);
     let (blob, chunk) = (BLOB, 3);
-    machine.handle(ms(1), Input::LeaseGranted { blob, chunk, term });
+    machine.handle(
+        ms(1),
+        Input::LeaseGranted {
+            blob,
+            chunk,
+            term,
+            from: None,
+        },
+    );
     outputs(&mut machine);
     machine.handle(ms(5), Input::TrackerUnreachable);
     let done = run(&mut machine, ms(5), ms(6));

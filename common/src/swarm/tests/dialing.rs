@@ -57,6 +57,7 @@ fn unanswered_dials_lead_to_starving_requests_before_they_fail() {
             blob: BLOB,
             chunk,
             term: Duration::from_secs(1),
+            from: None,
         };
         machine.handle(ms(251), granted);
         let continues = has_starving_request(&outputs_until(&mut machine, ms(251)));
@@ -71,6 +72,9 @@ fn unanswered_dials_lead_to_starving_requests_before_they_fail() {
 #[test]
 fn dial_timeout_is_longer_for_another_region() {
     let mut machine = machine_with_candidates(2, Nearness::Elsewhere);
+    // Peers of other regions are dialed only while no origin is usable.
+    assert_eq!(machine.unreachable(ms(0), None).count(), 0);
+    machine.handle(ms(0), Input::OriginUnusable);
     assert!(!has_starving_request(&outputs_until(&mut machine, ms(250))));
     outputs_until(&mut machine, ms(1000));
     assert_eq!(machine.unreachable(ms(1000), None).count(), 2);

@@ -8,6 +8,7 @@ mod origins;
 mod picker;
 mod proptests;
 mod reachability;
+mod regions;
 mod stall_reasons;
 mod support;
 mod unresponsive;

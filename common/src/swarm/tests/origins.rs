@@ -53,6 +53,7 @@ fn no_lease_is_requested_or_used_while_no_origin_is_usable() {
         blob: BLOB,
         chunk: 0,
         term: Duration::from_secs(1),
+        from: None,
     };
     machine.handle(ms(1), lease);
     machine.handle_timeout(ms(1_000));

@@ -16,6 +16,7 @@ fn pull_waits_for_lease_then_first_byte() {
             blob: BLOB,
             chunk: 0,
             term,
+            from: None,
         },
     );
     assert_eq!(machine.stall_reason(BLOB), Some(StallReason::FirstByte));

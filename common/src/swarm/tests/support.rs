@@ -67,7 +67,15 @@ pub(super) fn connect(machine: &mut PeerMachine, now: Time, peer: PeerSlot, have
 /// The tracker grants a lease on a chunk at the start.
 pub(super) fn grant_lease(machine: &mut PeerMachine, chunk: u32, term: Duration) {
     let blob = BLOB;
-    machine.handle(ms(0), Input::LeaseGranted { blob, chunk, term });
+    machine.handle(
+        ms(0),
+        Input::LeaseGranted {
+            blob,
+            chunk,
+            term,
+            from: None,
+        },
+    );
 }
 
 /// All outputs of the machine so far.

@@ -11,61 +11,27 @@
 //! chunk whose holder lives: it names that holder to a starving peer instead.
 
 mod chunks;
+mod context;
+mod far_window;
+mod granting;
 mod open_lease;
 mod parked;
 
 use core::time::Duration;
-use std::collections::VecDeque;
 
 use rand::RngExt;
-use rand_pcg::Pcg64Mcg;
 
 use self::chunks::{ChunkState, ChunkStates};
+pub(super) use self::context::AuthorityContext;
+use self::far_window::FarWindow;
 use self::open_lease::OpenLease;
 use self::parked::{ParkedRequest, ParkedRequests};
-use super::config::{LeaseSettings, UNCONFIRMED_FACTOR};
-use super::messages::{LeaseOutcome, RequestId, Take, TrackerCounts, TrackerOutput};
-use super::roster::Roster;
+use super::config::UNCONFIRMED_FACTOR;
+use super::messages::{LeaseOutcome, Take};
 use super::slots::{BlobSlot, PeerSlot, RegionSlot};
-use super::timers::{Ticket, Timer, Timers};
+use super::timers::{Ticket, Timer};
+use crate::origin_region::OriginRegion;
 use crate::time::Time;
-
-/// Seeders that are looked at; beyond these, any of them is as good as another.
-const MAX_SEEDERS_CONSIDERED: usize = 64;
-/// A peer that could not reach so many seeders, about a handout of them, need not try the others.
-const UNREACHABLE_SEEDERS_LIMIT: usize = 12;
-
-/// Requests in a row for which nothing can be granted; those behind them are not looked at. A lease
-/// that ends must not cost time in proportion to the swarm.
-const MAX_PASSED_OVER: u32 = 256;
-
-/// How many leases a peer may have in a round of grants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Share {
-    One,
-    More,
-}
-
-/// The parts of the tracker that the authority works with.
-pub(super) struct AuthorityContext<'a> {
-    pub(super) now: Time,
-    pub(super) config: &'a LeaseSettings,
-    pub(super) roster: &'a Roster,
-    pub(super) rng: &'a mut Pcg64Mcg,
-    pub(super) timers: &'a mut Timers,
-    pub(super) outputs: &'a mut VecDeque<TrackerOutput>,
-    pub(super) counts: &'a mut TrackerCounts,
-    pub(super) next_ticket: &'a mut Ticket,
-    /// The tracker has just started and may not know yet which chunks are in the swarm.
-    pub(super) is_settling: bool,
-}
-
-impl AuthorityContext<'_> {
-    fn answer(&mut self, request: RequestId, answer: LeaseOutcome) {
-        self.outputs
-            .push_back(TrackerOutput::Lease { request, answer });
-    }
-}
 
 /// The leases of one blob in one region.
 #[derive(Debug)]
@@ -79,6 +45,8 @@ pub(super) struct Authority {
     is_resumed: bool,
     /// When a lease was last renewed with more bytes, or done.
     moved_at: Time,
+    /// How many leases may be open while they are served by origins of other regions.
+    far_window: FarWindow,
 }
 
 impl Authority {
@@ -91,6 +59,7 @@ impl Authority {
             parked: ParkedRequests::default(),
             is_resumed: false,
             moved_at: Time::ZERO,
+            far_window: FarWindow::default(),
         }
     }
 
@@ -156,7 +125,7 @@ impl Authority {
         &mut self,
         peer: PeerSlot,
         chunk: u32,
-        received: u64,
+        (received, from): (u64, Option<OriginRegion>),
         ctx: &mut AuthorityContext<'_>,
     ) -> LeaseOutcome {
         if let Some(lease) = self
@@ -169,6 +138,10 @@ impl Authority {
                 if received > lease.received {
                     lease.moved_at = ctx.now;
                     self.moved_at = ctx.now;
+                    if let Some(origin) = lease.known_origin(from) {
+                        self.far_window.on_served(origin);
+                        ctx.on_served(self.region, origin, lease.asked_at);
+                    }
                 }
                 lease.is_confirmed = true;
                 lease.received = received;
@@ -192,15 +165,34 @@ impl Authority {
     }
 
     /// The transfer of a lease makes no progress, and its holder waits for the origin.
-    pub(super) fn waiting(&mut self, peer: PeerSlot, chunk: u32, now: Time) -> LeaseOutcome {
+    pub(super) fn waiting(
+        &mut self,
+        peer: PeerSlot,
+        chunk: u32,
+        from: Option<OriginRegion>,
+        ctx: &mut AuthorityContext<'_>,
+    ) -> LeaseOutcome {
         let mut open = self.open.iter_mut();
-        match open.find(|lease| lease.chunk == chunk && lease.holder == peer) {
-            Some(lease) => {
-                lease.waiting_at = Some(now);
-                LeaseOutcome::Noted
-            }
-            None => LeaseOutcome::NotHeld,
-        }
+        let Some(lease) = open.find(|lease| lease.chunk == chunk && lease.holder == peer) else {
+            return LeaseOutcome::NotHeld;
+        };
+        lease.waiting_at = Some(ctx.now);
+        let Some(origin) = lease.known_origin(from.or(lease.from)) else {
+            return LeaseOutcome::Noted;
+        };
+        ctx.on_waiting(self.region, origin, (peer, lease.moved_at));
+        let elsewhere = ctx.origins.elsewhere(self.region, origin, lease.origins);
+        let Some(to) = elsewhere else {
+            return LeaseOutcome::Noted;
+        };
+        ctx.counts.moved += 1;
+        lease.from = Some(to);
+        lease.asked_at = ctx.now;
+        lease.moved_at = ctx.now;
+        lease.deadline = (ctx.now + ctx.config.term).min(lease.last_deadline);
+        let deadline = lease.deadline;
+        self.set_timer(chunk, deadline, ctx);
+        LeaseOutcome::Moved { to }
     }
 
     /// Adopts a lease that its holder reports: after a restart of the tracker, or when the lease
@@ -222,7 +214,7 @@ impl Authority {
             Some(ChunkState::Held(_)) => true,
             Some(ChunkState::Free | ChunkState::Orphaned) => {
                 if self.counted(ctx.now) < ctx.config.open_limit && !self.has_open(peer) {
-                    self.open(peer, chunk, Some(received), ctx);
+                    self.open(peer, chunk, Some(received), (None, 0), ctx);
                     ctx.counts.adopted += 1;
                 } else {
                     self.chunks.set(chunk, ChunkState::Held(peer));
@@ -237,12 +229,17 @@ impl Authority {
         &mut self,
         peer: PeerSlot,
         chunk: u32,
+        from: Option<OriginRegion>,
         ctx: &mut AuthorityContext<'_>,
     ) -> LeaseOutcome {
         self.moved_at = ctx.now;
         match self.open.iter().position(|lease| lease.chunk == chunk) {
             Some(at) if self.open[at].holder == peer => {
-                self.open.swap_remove(at);
+                let lease = self.open.swap_remove(at);
+                if let Some(origin) = lease.known_origin(from) {
+                    self.far_window.on_done(origin);
+                    ctx.on_served(self.region, origin, lease.asked_at);
+                }
                 self.chunks.set(chunk, ChunkState::Held(peer));
                 ctx.counts.done += 1;
             }
@@ -335,124 +332,6 @@ impl Authority {
         }
     }
 
-    /// Grants leases to parked requests: one per peer, and more only where the origin would be idle
-    /// otherwise.
-    pub(super) fn grant_parked(&mut self, ctx: &mut AuthorityContext<'_>) {
-        let seeders: Vec<PeerSlot> = if self.parked.is_empty() {
-            Vec::new()
-        } else {
-            ctx.roster
-                .seeders_in(self.blob, self.region)
-                .take(MAX_SEEDERS_CONSIDERED)
-                .collect()
-        };
-        self.grant_round(Share::One, &seeders, ctx);
-        self.grant_round(Share::More, &seeders, ctx);
-    }
-
-    fn grant_round(&mut self, share: Share, seeders: &[PeerSlot], ctx: &mut AuthorityContext<'_>) {
-        if ctx.is_settling && self.is_resumed {
-            return;
-        }
-        let mut last = None;
-        let mut passed_over = 0;
-        while self.counted(ctx.now) < ctx.config.open_limit
-            && self.chunks.has_grantable()
-            && passed_over < MAX_PASSED_OVER
-        {
-            let Some((ticket, parked)) = self.parked.after(last) else {
-                return;
-            };
-            // Starving requests come first, and there is nothing for the others.
-            let has_any = parked.starving || (seeders.is_empty() && self.chunks.has_free());
-            if !has_any {
-                return;
-            }
-            last = Some(ticket);
-            let Some(chunk) = self.choose(parked, share, seeders, ctx) else {
-                passed_over += 1;
-                continue;
-            };
-            passed_over = 0;
-            let peer = parked.peer;
-            let Some(granted) = self.parked.grant(peer) else {
-                continue;
-            };
-            if self.chunks.get(chunk) == Some(ChunkState::Orphaned) {
-                ctx.counts.granted_again += 1;
-            }
-            ctx.counts.granted += 1;
-            self.open(peer, chunk, None, ctx);
-            let term = ctx.config.term;
-            ctx.answer(granted.request, LeaseOutcome::Granted { chunk, term });
-        }
-    }
-
-    /// The chunk to grant to a parked request, if there is one.
-    fn choose(
-        &self,
-        parked: &ParkedRequest,
-        share: Share,
-        seeders: &[PeerSlot],
-        ctx: &AuthorityContext<'_>,
-    ) -> Option<u32> {
-        if share == Share::One && self.has_open(parked.peer) {
-            return None;
-        }
-        // A seeder has every chunk, so the peer should dial it. The origin is asked only when the
-        // peer can reach none of the seeders, or so few that the others will be no better.
-        let out_of_reach = seeders
-            .iter()
-            .filter(|seeder| parked.unreachable.contains(seeder))
-            .count();
-        let are_seeders_out_of_reach = parked.starving
-            && (out_of_reach == seeders.len() || out_of_reach >= UNREACHABLE_SEEDERS_LIMIT);
-        if (seeders.is_empty() || are_seeders_out_of_reach)
-            && let Some(chunk) = self.chunks.first_free(&parked.missing)
-        {
-            return Some(chunk);
-        }
-        if parked.starving {
-            self.chunks
-                .first_orphaned(&parked.missing, ctx.now, ctx.config.term)
-        } else {
-            None
-        }
-    }
-
-    /// Names a live holder to a starving peer for which no chunk can be granted.
-    fn name_holder(&mut self, ticket: Ticket, ctx: &mut AuthorityContext<'_>) {
-        let Some(parked) = self.parked.get(ticket).filter(|parked| parked.starving) else {
-            return;
-        };
-        let is_candidate =
-            |holder: PeerSlot| holder != parked.peer && !parked.unreachable.contains(&holder);
-        let seeders: Vec<PeerSlot> = ctx
-            .roster
-            .seeders_in(self.blob, self.region)
-            .filter(|seeder| is_candidate(*seeder))
-            .take(MAX_SEEDERS_CONSIDERED)
-            .collect();
-        let first_missing = parked.missing.iter().next();
-        let holder = if let (Some(chunk), false) = (first_missing, seeders.is_empty()) {
-            Some((chunk, seeders[random_index(ctx.rng, seeders.len())]))
-        } else if self.chunks.first_free(&parked.missing).is_some() {
-            None
-        } else {
-            let held: Vec<(u32, PeerSlot)> = self
-                .chunks
-                .holders(&parked.missing)
-                .filter(|(_, holder)| is_candidate(*holder))
-                .collect();
-            (!held.is_empty()).then(|| held[random_index(ctx.rng, held.len())])
-        };
-        if let Some((chunk, holder)) = holder {
-            let peer = parked.peer;
-            ctx.counts.introduced += 1;
-            self.unpark(peer, LeaseOutcome::Dial { holder, chunk }, ctx);
-        }
-    }
-
     /// Open leases that count against the limit: those whose holders are not late to confirm.
     fn counted(&self, now: Time) -> usize {
         let open = self.open.iter();
@@ -471,15 +350,22 @@ impl Authority {
     }
 
     fn has_open(&self, peer: PeerSlot) -> bool {
-        self.open.iter().any(|lease| lease.holder == peer)
+        self.open_count_of(peer) > 0
     }
 
-    /// Opens a lease. `received` are the bytes of a holder that has reported the lease already.
+    fn open_count_of(&self, peer: PeerSlot) -> usize {
+        let open = self.open.iter();
+        open.filter(|lease| lease.holder == peer).count()
+    }
+
+    /// Opens a lease. `received` are the bytes of a holder that has reported the lease already;
+    /// `from` is the origin that it asks first, and `origins` the number of those that it may ask.
     fn open(
         &mut self,
         holder: PeerSlot,
         chunk: u32,
         received: Option<u64>,
+        (from, origins): (Option<OriginRegion>, u8),
         ctx: &mut AuthorityContext<'_>,
     ) {
         let is_confirmed = received.is_some();
@@ -502,6 +388,9 @@ impl Authority {
             holder,
             deadline,
             last_deadline: ctx.now + longest,
+            from,
+            asked_at: ctx.now,
+            origins,
             received: received.unwrap_or(0),
             moved_at: ctx.now,
             waiting_at: None,
@@ -546,6 +435,7 @@ impl Authority {
             missing: take.missing,
             starving: take.starving,
             unreachable: take.unreachable,
+            origins: take.origins,
             deadline,
         };
         let ticket = self.parked.insert(request, ctx.rng, ctx.next_ticket);
@@ -569,8 +459,4 @@ impl Authority {
 
 fn wait(retry_after: Duration) -> LeaseOutcome {
     LeaseOutcome::Wait { retry_after }
-}
-
-fn random_index(rng: &mut Pcg64Mcg, len: usize) -> usize {
-    rng.random_range(0..len as u64) as usize
 }

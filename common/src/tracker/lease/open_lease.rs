@@ -3,6 +3,7 @@
 use core::time::Duration;
 
 use super::chunks::ChunkState;
+use crate::origin_region::OriginRegion;
 use crate::time::Time;
 use crate::tracker::config::LeaseSettings;
 use crate::tracker::slots::PeerSlot;
@@ -16,6 +17,12 @@ pub(super) struct OpenLease {
     pub(super) deadline: Time,
     /// The lease expires then in any case.
     pub(super) last_deadline: Time,
+    /// The origin that the holder is to ask first; `None` if it decides itself.
+    pub(super) from: Option<OriginRegion>,
+    /// When it was granted, or moved to that origin.
+    pub(super) asked_at: Time,
+    /// The number of regions whose origins the holder may ask.
+    pub(super) origins: u8,
     /// Bytes that the holder had at its last renewal.
     pub(super) received: u64,
     /// When it was granted, or renewed with more bytes.
@@ -34,6 +41,11 @@ pub(super) struct OpenLease {
 impl OpenLease {
     pub(super) fn is_counted(&self, now: Time) -> bool {
         self.is_confirmed || now < self.late_at
+    }
+
+    /// The origin that a holder names, if it may ask it.
+    pub(super) fn known_origin(&self, named: Option<OriginRegion>) -> Option<OriginRegion> {
+        named.filter(|origin| origin.0 < self.origins)
     }
 
     /// Whether the holder has said within half a term that it waits for the origin.

@@ -26,6 +26,8 @@ pub(super) struct ParkedRequest {
     pub(super) missing: ChunkMap,
     pub(super) starving: bool,
     pub(super) unreachable: Vec<PeerSlot>,
+    /// The number of regions whose origins the peer may ask.
+    pub(super) origins: u8,
     pub(super) deadline: Time,
 }
 

@@ -8,6 +8,7 @@ use super::exchanges::ExchangeId;
 use crate::chunk_map::ChunkMap;
 use crate::digest::Digest;
 use crate::name::PeerId;
+use crate::origin_region::OriginRegion;
 use crate::wire::tracker::{
     AnnounceAnswer, AnnounceRequest, Change, HeldLease, LeaseAnswer, LeaseAsk, LeaseRequest,
     NeighboursWanted, PeerInfo,
@@ -69,6 +70,8 @@ pub enum SessionInput {
         starving: bool,
         /// Holders that the peer could not reach.
         unreachable: Vec<PeerId>,
+        /// The number of regions whose origins the peer may ask.
+        origins: u8,
     },
     /// The peer does not need the requested lease any more. No outcome is reported.
     WithdrawRequest {
@@ -114,16 +117,23 @@ pub enum LeaseUpdate {
         chunk: u32,
         /// Bytes of the chunk received so far.
         received: u64,
+        /// The origin that sends them, if it is known.
+        from: Option<OriginRegion>,
     },
-    /// The transfer makes no progress; the peer waits for the origin.
+    /// The transfer makes no progress; the peer waits for the origin. The outcome may be
+    /// [`SessionOutput::LeaseMoved`] or [`SessionOutput::LeaseLost`].
     Waiting {
         /// The chunk.
         chunk: u32,
+        /// The origin whose answer has stopped; `None` if none has begun.
+        from: Option<OriginRegion>,
     },
     /// The peer holds the chunk.
     Done {
         /// The chunk.
         chunk: u32,
+        /// The origin that sent it; `None` if it came from a neighbour.
+        from: Option<OriginRegion>,
     },
     /// The peer gives the chunk up.
     Failed {
@@ -135,9 +145,17 @@ pub enum LeaseUpdate {
 impl From<LeaseUpdate> for LeaseAsk {
     fn from(update: LeaseUpdate) -> Self {
         match update {
-            LeaseUpdate::Renew { chunk, received } => Self::Renew { chunk, received },
-            LeaseUpdate::Waiting { chunk } => Self::Waiting { chunk },
-            LeaseUpdate::Done { chunk } => Self::Done { chunk },
+            LeaseUpdate::Renew {
+                chunk,
+                received,
+                from,
+            } => Self::Renew {
+                chunk,
+                received,
+                from,
+            },
+            LeaseUpdate::Waiting { chunk, from } => Self::Waiting { chunk, from },
+            LeaseUpdate::Done { chunk, from } => Self::Done { chunk, from },
             LeaseUpdate::Failed { chunk } => Self::Failed { chunk },
         }
     }
@@ -202,6 +220,17 @@ pub enum SessionOutput {
         chunk: u32,
         /// Time until the lease expires, unless it is renewed.
         term: Duration,
+        /// The origin to ask first; `None` if the peer decides.
+        from: Option<OriginRegion>,
+    },
+    /// The chunk of a lease is to be fetched from another origin.
+    LeaseMoved {
+        /// The blob.
+        digest: Digest,
+        /// The chunk.
+        chunk: u32,
+        /// The origin.
+        to: OriginRegion,
     },
     /// The requested lease was not granted.
     LeaseWait {

@@ -420,12 +420,17 @@ impl LeaseRequests {
                 }
             }
             (
-                LeaseAsk::Renew { chunk, .. } | LeaseAsk::Waiting { chunk },
+                LeaseAsk::Renew { chunk, .. } | LeaseAsk::Waiting { chunk, .. },
                 Some(LeaseAnswer::NotHeld),
             ) => {
                 let chunk = *chunk;
                 ctx.outputs
                     .push_back(SessionOutput::LeaseLost { digest, chunk });
+            }
+            (LeaseAsk::Waiting { chunk, .. }, Some(LeaseAnswer::Moved { to })) => {
+                let chunk = *chunk;
+                let moved = SessionOutput::LeaseMoved { digest, chunk, to };
+                ctx.outputs.push_back(moved);
             }
             _ => {}
         }
@@ -453,11 +458,16 @@ fn fraction(peer: &PeerId, digest: &Digest) -> f64 {
 
 fn report(digest: Digest, answer: Option<LeaseAnswer>, outputs: &mut VecDeque<SessionOutput>) {
     let retry_after = match answer {
-        Some(LeaseAnswer::Granted { chunk, term_ms }) => {
+        Some(LeaseAnswer::Granted {
+            chunk,
+            term_ms,
+            from,
+        }) => {
             return outputs.push_back(SessionOutput::LeaseGranted {
                 digest,
                 chunk,
                 term: limits::term(term_ms),
+                from,
             });
         }
         Some(LeaseAnswer::Wait { retry_ms }) => limits::wait(retry_ms),
@@ -474,6 +484,7 @@ fn report(digest: Digest, answer: Option<LeaseAnswer>, outputs: &mut VecDeque<Se
             LeaseAnswer::Unknown
             | LeaseAnswer::NotFirst
             | LeaseAnswer::Noted
+            | LeaseAnswer::Moved { .. }
             | LeaseAnswer::NotHeld,
         ) => Duration::ZERO,
         None => RETRY,

@@ -172,6 +172,7 @@ impl TrackerSession {
                 missing,
                 starving,
                 mut unreachable,
+                origins,
             } => {
                 unreachable.truncate(MAX_UNREACHABLE);
                 let take = LeaseAsk::Take {
@@ -179,6 +180,7 @@ impl TrackerSession {
                     missing,
                     starving,
                     unreachable,
+                    origins,
                 };
                 self.ask(now, digest, take);
             }

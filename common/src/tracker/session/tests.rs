@@ -11,6 +11,7 @@ use super::*;
 use crate::chunk_map::ChunkMap;
 use crate::digest::Digest;
 use crate::name::PeerId;
+use crate::origin_region::OriginRegion;
 use crate::time::Time;
 use crate::wire::tracker::{
     AnnounceAnswer, AnnounceRequest, BlobState, Change, Handout, LeaseAnswer, LeaseAsk,
@@ -141,6 +142,7 @@ impl Shell {
                 missing: ChunkMap::full(4),
                 starving: false,
                 unreachable: Vec::new(),
+                origins: 2,
             },
         );
     }
@@ -336,6 +338,7 @@ fn granted_lease_is_reported() {
     let granted = LeaseAnswer::Granted {
         chunk: 3,
         term_ms: 1_000,
+        from: None,
     };
     shell.answer_lease(ms(20), exchange, granted.clone());
     let digest = blob(1);
@@ -344,7 +347,8 @@ fn granted_lease_is_reported() {
         vec![SessionOutput::LeaseGranted {
             digest,
             chunk: 3,
-            term: Duration::from_secs(1)
+            term: Duration::from_secs(1),
+            from: None,
         }]
     );
     shell.answer_lease(ms(21), exchange, granted);
@@ -361,6 +365,7 @@ fn lease_granted_to_a_withdrawn_request_is_given_back_unless_it_may_be_needed() 
             missing: ChunkMap::full(4),
             starving,
             unreachable: Vec::new(),
+            origins: 2,
         };
         shell.handle(ms(0), request);
         let (exchange, ..) = shell.lease_post(ms(0));
@@ -369,6 +374,7 @@ fn lease_granted_to_a_withdrawn_request_is_given_back_unless_it_may_be_needed() 
         let granted = LeaseAnswer::Granted {
             chunk: 3,
             term_ms: 1_000,
+            from: None,
         };
         shell.answer_lease(ms(6), exchange, granted);
         if starving {
@@ -379,6 +385,7 @@ fn lease_granted_to_a_withdrawn_request_is_given_back_unless_it_may_be_needed() 
                 digest,
                 chunk: 3,
                 term: Duration::from_secs(1),
+                from: None,
             };
             assert_eq!(shell.outputs(ms(6)), [granted]);
         }
@@ -444,6 +451,18 @@ fn named_holder_is_handed_out() {
 }
 
 #[test]
+fn waiting_holder_is_told_where_its_lease_moves() {
+    let mut shell = Shell::announced(1, vec![wanted(1)]);
+    let (digest, chunk, to) = (blob(1), 2, OriginRegion(1));
+    let update = LeaseUpdate::Waiting { chunk, from: None };
+    shell.handle(ms(0), SessionInput::UpdateLease { digest, update });
+    let (exchange, ..) = shell.lease_post(ms(0));
+    shell.answer_lease(ms(0), exchange, LeaseAnswer::Moved { to });
+    let moved = SessionOutput::LeaseMoved { digest, chunk, to };
+    assert_eq!(shell.outputs(ms(0)), vec![moved]);
+}
+
+#[test]
 fn late_renewal_reports_a_lost_lease() {
     let mut shell = Shell::announced(1, vec![wanted(1)]);
     let digest = blob(1);
@@ -452,10 +471,17 @@ fn late_renewal_reports_a_lost_lease() {
             LeaseUpdate::Renew {
                 chunk: 2,
                 received: 9,
+                from: None,
             },
             vec![SessionOutput::LeaseLost { digest, chunk: 2 }],
         ),
-        (LeaseUpdate::Done { chunk: 2 }, Vec::new()),
+        (
+            LeaseUpdate::Done {
+                chunk: 2,
+                from: None,
+            },
+            Vec::new(),
+        ),
     ] {
         shell.handle(ms(0), SessionInput::UpdateLease { digest, update });
         let (exchange, ..) = shell.lease_post(ms(0));

@@ -24,7 +24,7 @@ fn four_peers_get_four_different_chunks() {
         granted.sort_unstable();
         granted
     };
-    assert_eq!(tracker.lease(2, 2, LeaseEvent::Done), LeaseOutcome::Noted);
+    assert_eq!(tracker.lease(2, 2, DONE), LeaseOutcome::Noted);
     assert_eq!(
         granted_now(&tracker),
         [0, 1, 2, 3, 4],
@@ -36,9 +36,9 @@ fn four_peers_get_four_different_chunks() {
         [0, 0, 1, 2, 3, 4],
         "a failed chunk is granted again at once"
     );
-    tracker.lease(1, 1, LeaseEvent::Done);
+    tracker.lease(1, 1, DONE);
     assert_eq!(granted_now(&tracker), [0, 0, 1, 2, 3, 4, 5]);
-    tracker.lease(3, 3, LeaseEvent::Done);
+    tracker.lease(3, 3, DONE);
     assert_eq!(granted_now(&tracker).len(), 7, "nothing is left to grant");
     tracker.pass(Duration::from_secs(10));
     assert_eq!(
@@ -61,7 +61,7 @@ fn unconfirmed_lease_does_not_keep_the_origin_idle() {
             .count()
     };
     for peer in [0, 1, 2] {
-        tracker.lease(peer, peer, LeaseEvent::Renew { received: 0 });
+        tracker.lease(peer, peer, renew(0));
     }
     tracker.pass(millis(49));
     assert_eq!(granted(&tracker), 4);
@@ -98,7 +98,7 @@ fn peer_has_one_lease_of_a_blob_unless_no_other_peer_asks() {
         "without other requests, it gets two"
     );
     let more = tracker.take(0, &all);
-    tracker.lease(0, 0, LeaseEvent::Done);
+    tracker.lease(0, 0, DONE);
     assert_eq!(
         (tracker.granted(more), tracker.granted(requests[4])),
         (None, Some(4)),
@@ -113,7 +113,7 @@ fn only_progress_extends_a_term() {
     let one = ChunkMap::full(1);
     tracker.take(0, &one);
     let next = tracker.take(1, &one);
-    let confirmed = tracker.lease(0, 0, LeaseEvent::Renew { received: 0 });
+    let confirmed = tracker.lease(0, 0, renew(0));
     assert_eq!(
         confirmed,
         LeaseOutcome::Renewed {
@@ -121,7 +121,7 @@ fn only_progress_extends_a_term() {
         }
     );
     tracker.pass(millis(900));
-    let renewed = tracker.lease(0, 0, LeaseEvent::Renew { received: 10 });
+    let renewed = tracker.lease(0, 0, renew(10));
     assert_eq!(
         renewed,
         LeaseOutcome::Renewed {
@@ -129,7 +129,7 @@ fn only_progress_extends_a_term() {
         }
     );
     tracker.pass(millis(900));
-    let renewed = tracker.lease(0, 0, LeaseEvent::Renew { received: 10 });
+    let renewed = tracker.lease(0, 0, renew(10));
     assert_eq!(
         renewed,
         LeaseOutcome::Renewed { term: millis(100) },
@@ -138,10 +138,7 @@ fn only_progress_extends_a_term() {
     assert_eq!(tracker.granted(next), None);
     tracker.pass(millis(100));
     assert_eq!(tracker.granted(next), Some(0));
-    assert_eq!(
-        tracker.lease(0, 0, LeaseEvent::Renew { received: 20 }),
-        LeaseOutcome::NotHeld
-    );
+    assert_eq!(tracker.lease(0, 0, renew(20)), LeaseOutcome::NotHeld);
 }
 
 #[test]
@@ -171,7 +168,7 @@ fn longest_lease(chunks: u32) -> Duration {
     let began = tracker.now;
     for received in 0.. {
         let waiting = tracker.take(1, &all);
-        tracker.lease(0, 0, LeaseEvent::Renew { received });
+        tracker.lease(0, 0, renew(received));
         tracker.stay(0);
         tracker.stay(1);
         tracker.pass(millis(500));
@@ -191,7 +188,7 @@ fn holder_of_an_expired_lease_may_still_report_the_chunk() {
     let second = tracker.take(1, &one);
     tracker.pass(millis(1_000));
     assert_eq!(tracker.granted(second), Some(0));
-    tracker.lease(0, 0, LeaseEvent::Done);
+    tracker.lease(0, 0, DONE);
     tracker.lease(1, 0, LeaseEvent::Failed);
     let third = tracker.starve(2, &one);
     assert_eq!(
@@ -209,7 +206,7 @@ fn orphaned_chunk_is_granted_to_starving_peers_once_per_term() {
     tracker.join_all(0..4);
     let one = ChunkMap::full(1);
     tracker.take(0, &one);
-    tracker.lease(0, 0, LeaseEvent::Done);
+    tracker.lease(0, 0, DONE);
     let first = tracker.starve(1, &one);
     assert_eq!(
         tracker.leases[&first],
@@ -229,7 +226,7 @@ fn orphaned_chunk_is_granted_to_starving_peers_once_per_term() {
     );
     let starving = tracker.starve(1, &one);
     assert_eq!(tracker.granted(starving), Some(0));
-    tracker.lease(1, 0, LeaseEvent::Done);
+    tracker.lease(1, 0, DONE);
     tracker.handle(TrackerInput::Gone { peer: PeerSlot(1) });
     let again = tracker.starve(3, &one);
     assert_eq!(tracker.leases.get(&again), None, "once per term");
@@ -250,17 +247,17 @@ fn unreachable_holder_or_lost_chunk_counts_as_gone() {
     tracker.join_all(0..3);
     let both = ChunkMap::full(2);
     tracker.take(0, &both);
-    tracker.lease(0, 0, LeaseEvent::Done);
+    tracker.lease(0, 0, DONE);
     tracker.pass(millis(1_000));
     tracker.take(0, &only(2, &[1]));
-    tracker.lease(0, 1, LeaseEvent::Done);
+    tracker.lease(0, 1, DONE);
     tracker.pass(millis(1_000));
     let unreachable = tracker.take_with(1, &both, |take| {
         take.starving = true;
         take.unreachable = vec![PeerSlot(0)];
     });
     assert_eq!(tracker.granted(unreachable), Some(0));
-    tracker.lease(1, 0, LeaseEvent::Done);
+    tracker.lease(1, 0, DONE);
     tracker.take(1, &only(2, &[0]));
     tracker.pass(millis(1_000));
     let starving = tracker.starve(2, &both);
@@ -354,13 +351,13 @@ fn restarted_tracker_adopts_leases_and_learns_held_chunks() {
         [(5, PeerSlot(2))]
     );
     assert_eq!(
-        tracker.lease(2, 5, LeaseEvent::Renew { received: 9 }),
+        tracker.lease(2, 5, renew(9)),
         LeaseOutcome::Renewed {
             term: millis(1_000)
         }
     );
     tracker.pass(millis(900));
-    tracker.lease(2, 5, LeaseEvent::Done);
+    tracker.lease(2, 5, DONE);
     tracker.pass(millis(1_100));
     assert_eq!(
         tracker.granted(early),
@@ -396,7 +393,7 @@ fn unknown_peers_and_wrong_chunk_counts_are_rejected() {
     let mut tracker = Harness::new(TrackerConfig::default());
     let unknown = tracker.take(0, &ChunkMap::full(3));
     assert_eq!(tracker.leases[&unknown], LeaseOutcome::Unknown);
-    assert_eq!(tracker.lease(0, 0, LeaseEvent::Done), LeaseOutcome::Unknown);
+    assert_eq!(tracker.lease(0, 0, DONE), LeaseOutcome::Unknown);
     tracker.join_all(0..2);
     tracker.take(0, &ChunkMap::full(3));
     let mismatch = tracker.take(1, &ChunkMap::full(4));
@@ -404,11 +401,8 @@ fn unknown_peers_and_wrong_chunk_counts_are_rejected() {
     let other = BlobSlot(1);
     let elsewhere = tracker.take_with(1, &ChunkMap::full(4), |take| take.blob = other);
     assert_eq!(tracker.leases[&elsewhere], LeaseOutcome::Unknown);
-    assert_eq!(tracker.lease(1, 99, LeaseEvent::Done), LeaseOutcome::Noted);
-    assert_eq!(
-        tracker.lease(1, 99, LeaseEvent::Renew { received: 1 }),
-        LeaseOutcome::NotHeld
-    );
+    assert_eq!(tracker.lease(1, 99, DONE), LeaseOutcome::Noted);
+    assert_eq!(tracker.lease(1, 99, renew(1)), LeaseOutcome::NotHeld);
 }
 
 /// Two peers and a blob of one missing chunk. The first peer has a confirmed lease on it.
@@ -417,7 +411,7 @@ fn one_lease_among_two() -> (Harness, ChunkMap) {
     tracker.join_all(0..2);
     let one = ChunkMap::full(1);
     tracker.take(0, &one);
-    tracker.lease(0, 0, LeaseEvent::Renew { received: 1 });
+    tracker.lease(0, 0, renew(1));
     (tracker, one)
 }
 
@@ -473,7 +467,7 @@ fn parked_requests_time_out_are_replaced_dropped_or_rejected() {
     tracker.join_all(0..3);
     let one = ChunkMap::full(1);
     tracker.take(0, &one);
-    tracker.lease(0, 0, LeaseEvent::Done);
+    tracker.lease(0, 0, DONE);
     let older = tracker.take(1, &one);
     let newer = tracker.take(1, &one);
     assert!(matches!(tracker.leases[&older], LeaseOutcome::Wait { .. }));

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod leases;
+mod origins;
 mod proptests;
 mod stalls;
 
@@ -15,6 +16,19 @@ use crate::time::Time;
 
 pub(super) const BLOB: BlobSlot = BlobSlot(0);
 pub(super) const REGION: RegionSlot = RegionSlot(0);
+
+/// The holder got the chunk, and does not say from where.
+const DONE: LeaseEvent = LeaseEvent::Done { from: None };
+/// The holder waits for the origin that it was told to ask.
+const WAITING: LeaseEvent = LeaseEvent::Waiting { from: None };
+
+/// A renewal that does not name the origin.
+fn renew(received: u64) -> LeaseEvent {
+    LeaseEvent::Renew {
+        received,
+        from: None,
+    }
+}
 
 /// A tracker, a clock, and all answers.
 pub(super) struct Harness {
@@ -71,6 +85,7 @@ impl Harness {
                         "an announce is answered once"
                     );
                 }
+                TrackerOutput::OriginChanged { .. } => {}
                 TrackerOutput::PeerForgotten(peer) => self.forgotten_peers.push(peer),
                 TrackerOutput::BlobForgotten(blob) => self.forgotten_blobs.push(blob),
             }
@@ -180,6 +195,7 @@ impl Harness {
             missing: missing.clone(),
             starving: false,
             unreachable: Vec::new(),
+            origins: 0,
         };
         change(&mut take);
         self.handle(TrackerInput::Take(take));

@@ -155,11 +155,10 @@ impl Model {
                 chunk,
                 received,
             } => {
-                self.tracker
-                    .lease(peer, chunk, LeaseEvent::Renew { received });
+                self.tracker.lease(peer, chunk, renew(received));
             }
             Step::Waiting { peer, chunk } => {
-                self.tracker.lease(peer, chunk, LeaseEvent::Waiting);
+                self.tracker.lease(peer, chunk, WAITING);
             }
             Step::Done { peer, chunk } => self.done(PeerSlot(peer), chunk),
             Step::Failed { peer, chunk } => {
@@ -240,6 +239,7 @@ impl Model {
             missing,
             starving,
             unreachable,
+            origins: 0,
         }));
         request
     }
@@ -249,7 +249,7 @@ impl Model {
             self.holders.entry(chunk).or_default().insert(peer);
             self.was_done.insert(chunk);
         }
-        self.tracker.lease(peer.0, chunk, LeaseEvent::Done);
+        self.tracker.lease(peer.0, chunk, DONE);
     }
 
     fn forget_holder(&mut self, peer: PeerSlot) {

@@ -16,7 +16,7 @@ impl Stall {
         let four = ChunkMap::full(4);
         for peer in 0..4 {
             tracker.take(peer, &four);
-            tracker.lease(peer, peer, LeaseEvent::Renew { received: 0 });
+            tracker.lease(peer, peer, renew(0));
         }
         let next = tracker.take(4, &four);
         Self { tracker, next }
@@ -26,7 +26,7 @@ impl Stall {
         for _ in 0..quarters {
             self.tracker.pass(millis(250));
             for peer in waiting.clone() {
-                self.tracker.lease(peer, peer, LeaseEvent::Waiting);
+                self.tracker.lease(peer, peer, WAITING);
             }
         }
     }
@@ -41,17 +41,13 @@ fn origin_that_serves_no_holder_does_not_end_their_leases() {
     let mut stall = Stall::begin();
     stall.pass(15, 0..4);
     assert_eq!(stall.granted(), None);
-    stall
-        .tracker
-        .lease(0, 0, LeaseEvent::Renew { received: 10 });
+    stall.tracker.lease(0, 0, renew(10));
     stall.pass(1, 1..4);
     let mut expired = stall.granted();
     assert!(expired.is_some_and(|chunk| chunk != 0), "{expired:?}");
     // The one that moved again has a term from then on.
     assert_eq!(
-        stall
-            .tracker
-            .lease(0, 0, LeaseEvent::Renew { received: 11 }),
+        stall.tracker.lease(0, 0, renew(11)),
         LeaseOutcome::Renewed {
             term: millis(1_000)
         }
@@ -71,17 +67,14 @@ fn holder_that_alone_waits_loses_its_lease() {
     for received in 1..4 {
         stall.pass(1, 0..1);
         for peer in 1..4 {
-            let moved = LeaseEvent::Renew { received };
+            let moved = renew(received);
             stall.tracker.lease(peer, peer, moved);
         }
     }
     assert_eq!(stall.granted(), None);
     stall.pass(1, 0..1);
     assert_eq!(stall.granted(), Some(0), "the origin serves others");
-    assert_eq!(
-        stall.tracker.lease(0, 0, LeaseEvent::Waiting),
-        LeaseOutcome::NotHeld
-    );
+    assert_eq!(stall.tracker.lease(0, 0, WAITING), LeaseOutcome::NotHeld);
 }
 
 #[test]

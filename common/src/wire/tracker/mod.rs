@@ -1,6 +1,6 @@
 //! Between a peer and a tracker, over HTTP: announces with handouts, and separate lease requests.
 //!
-//! Announces have version 2; [`v1`] has those of older builds. A peer that meets an older tracker
+//! Both have version 2; [`v1`] has the messages of older builds. A peer that meets an older tracker
 //! sends version 1, and a tracker serves both.
 
 pub mod v1;
@@ -12,11 +12,12 @@ use bincode::{Decode, Encode};
 use crate::chunk_map::ChunkMap;
 use crate::digest::Digest;
 use crate::name::{PeerId, RegionName, ZoneName};
+use crate::origin_region::OriginRegion;
 
 /// The path of announces.
 pub const ANNOUNCE_PATH: &str = "/flotilla/v2/announce";
 /// The path of lease requests.
-pub const LEASE_PATH: &str = "/flotilla/v1/lease";
+pub const LEASE_PATH: &str = "/flotilla/v2/lease";
 /// Progress of a peer that holds the whole blob; 0 is none of it.
 pub const PROGRESS_COMPLETE: u8 = 15;
 /// The maximum number of changes of one announce.
@@ -195,6 +196,9 @@ pub enum LeaseAsk {
         starving: bool,
         /// Holders that it could not reach after [`LeaseAnswer::Dial`] named them.
         unreachable: Vec<PeerId>,
+        /// The number of regions whose origins it may ask; 0 if the tracker is not to choose. The
+        /// peers of a region name them in the same order.
+        origins: u8,
     },
     /// The parked [`Self::Take`] is needed no more: it is answered now, with [`LeaseAnswer::Wait`].
     /// Hanging up alone does not tell the tracker.
@@ -205,11 +209,15 @@ pub enum LeaseAsk {
         chunk: u32,
         /// Bytes of the chunk received so far.
         received: u64,
+        /// The origin that sends them, if the peer knows it.
+        from: Option<OriginRegion>,
     },
     /// The chunk is held now.
     Done {
         /// The chunk.
         chunk: u32,
+        /// The origin that sent it; `None` if it came from a neighbour.
+        from: Option<OriginRegion>,
     },
     /// The origin did not serve the chunk; another peer may try.
     Failed {
@@ -217,10 +225,12 @@ pub enum LeaseAsk {
         chunk: u32,
     },
     /// The transfer has made no progress since the last renewal, and the holder still waits for
-    /// the origin.
+    /// the origin. It may be answered with [`LeaseAnswer::Moved`].
     Waiting {
         /// The chunk.
         chunk: u32,
+        /// The origin whose answer has stopped; `None` if none has begun.
+        from: Option<OriginRegion>,
     },
 }
 
@@ -233,6 +243,14 @@ pub enum LeaseAnswer {
         chunk: u32,
         /// Milliseconds until it runs out, unless renewed.
         term_ms: u32,
+        /// The origin to ask first; `None` if the peer decides.
+        from: Option<OriginRegion>,
+    },
+    /// The lease goes on, and its chunk is to be fetched from another origin: the one that is asked
+    /// serves nobody.
+    Moved {
+        /// The origin to ask.
+        to: OriginRegion,
     },
     /// Nothing to grant now: the chunks come from neighbours. Retry after this time.
     Wait {
@@ -269,7 +287,65 @@ mod tests {
             let _ = codec::decode::<AnnounceAnswer>(&body);
             let _ = codec::decode::<LeaseRequest>(&body);
             let _ = codec::decode::<LeaseAnswer>(&body);
+            let _ = codec::decode::<v1::LeaseRequest>(&body);
+            let _ = codec::decode::<v1::LeaseAnswer>(&body);
         }
+    }
+
+    #[test]
+    fn lease_requests_of_version_1_survive_the_way_to_version_2_and_back() {
+        let take = v1::LeaseAsk::Take {
+            number: 7,
+            missing: ChunkMap::full(9),
+            starving: true,
+            unreachable: vec!["vm-2".parse().expect("a label")],
+        };
+        let chunk = 3;
+        let asks = [
+            take,
+            v1::LeaseAsk::Drop,
+            v1::LeaseAsk::Renew { chunk, received: 5 },
+            v1::LeaseAsk::Done { chunk },
+            v1::LeaseAsk::Failed { chunk },
+            v1::LeaseAsk::Waiting { chunk },
+        ];
+        for ask in asks {
+            let request = v1::LeaseRequest {
+                peer: "vm-1".parse().expect("a label"),
+                digest: Digest::sha256(b"x"),
+                first_unreachable: true,
+                ask,
+            };
+            let newer = LeaseRequest::from(request.clone());
+            assert_eq!(v1::LeaseRequest::from(newer), request);
+        }
+    }
+
+    #[test]
+    fn lease_answers_of_version_1_name_no_origin() {
+        let granted = LeaseAnswer::Granted {
+            chunk: 3,
+            term_ms: 1_000,
+            from: Some(OriginRegion(1)),
+        };
+        let older = v1::LeaseAnswer::from(granted);
+        let expected = v1::LeaseAnswer::Granted {
+            chunk: 3,
+            term_ms: 1_000,
+        };
+        assert_eq!(older, expected);
+        let from = None;
+        let (chunk, term_ms) = (3, 1_000);
+        let granted = LeaseAnswer::Granted {
+            chunk,
+            term_ms,
+            from,
+        };
+        assert_eq!(LeaseAnswer::from(older), granted);
+        let moved = LeaseAnswer::Moved {
+            to: OriginRegion(1),
+        };
+        assert_eq!(v1::LeaseAnswer::from(moved), v1::LeaseAnswer::Noted);
     }
 
     #[test]

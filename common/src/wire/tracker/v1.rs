@@ -1,16 +1,20 @@
-//! Announces of version 1, which peers and trackers of older builds send.
+//! Announces and lease requests of version 1, which peers and trackers of older builds send.
 //!
 //! Every wanted blob in an announce gets a handout, and each handout repeats the peers' addresses.
+//! Leases do not say which origin a chunk comes from.
 
 use bincode::{Decode, Encode};
 
 use super::{Change, HeldLease, NamedPeer, NeighboursWanted, PeerInfo};
+use crate::chunk_map::ChunkMap;
 use crate::digest::Digest;
 use crate::name::PeerId;
 use crate::wire::tracker::{self as v2, BlobState};
 
 /// The path of announces.
 pub const ANNOUNCE_PATH: &str = "/flotilla/v1/announce";
+/// The path of lease requests.
+pub const LEASE_PATH: &str = "/flotilla/v1/lease";
 /// Neighbours that version 1 looks for with each wanted blob; the tracker names fewer.
 const NEIGHBOURS: u8 = u8::MAX;
 
@@ -64,6 +68,186 @@ pub struct Handout {
     pub digest: Digest,
     /// Peers that hold or want it.
     pub peers: Vec<PeerInfo>,
+}
+
+/// A request about leases.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct LeaseRequest {
+    /// The requesting peer, which must have announced.
+    pub peer: PeerId,
+    /// The blob.
+    pub digest: Digest,
+    /// Whether the peer could not reach the first tracker of this blob.
+    pub first_unreachable: bool,
+    /// The request itself.
+    pub ask: LeaseAsk,
+}
+
+/// A request to the lease authority; see [`v2::LeaseAsk`].
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum LeaseAsk {
+    /// A lease, on any chunk.
+    Take {
+        /// Sequence number of the peer's Take requests.
+        number: u64,
+        /// Chunks that neither the peer nor any neighbour of it holds.
+        missing: ChunkMap,
+        /// Whether the peer has nothing else to fetch.
+        starving: bool,
+        /// Holders that it could not reach.
+        unreachable: Vec<PeerId>,
+    },
+    /// The parked [`Self::Take`] is needed no more.
+    Drop,
+    /// The transfer makes progress.
+    Renew {
+        /// The chunk.
+        chunk: u32,
+        /// Bytes of the chunk received so far.
+        received: u64,
+    },
+    /// The chunk is held now.
+    Done {
+        /// The chunk.
+        chunk: u32,
+    },
+    /// The origin did not serve the chunk.
+    Failed {
+        /// The chunk.
+        chunk: u32,
+    },
+    /// The transfer makes no progress, and the holder waits for the origin.
+    Waiting {
+        /// The chunk.
+        chunk: u32,
+    },
+}
+
+/// The response of the lease authority; see [`v2::LeaseAnswer`].
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum LeaseAnswer {
+    /// Fetch this chunk from the origin.
+    Granted {
+        /// The chunk.
+        chunk: u32,
+        /// Milliseconds until it runs out, unless renewed.
+        term_ms: u32,
+    },
+    /// Nothing to grant now.
+    Wait {
+        /// Milliseconds until the next request.
+        retry_ms: u32,
+    },
+    /// A live peer holds chunks that the starving peer lacks: dial it.
+    Dial {
+        /// The holder.
+        peer: PeerInfo,
+    },
+    /// The request was applied.
+    Noted,
+    /// The lease is not (or no longer) the peer's.
+    NotHeld,
+    /// This tracker does not know the peer: announce first.
+    Unknown,
+    /// Another tracker, the first of this blob, grants.
+    NotFirst,
+}
+
+impl From<v2::LeaseRequest> for LeaseRequest {
+    fn from(request: v2::LeaseRequest) -> Self {
+        Self {
+            peer: request.peer,
+            digest: request.digest,
+            first_unreachable: request.first_unreachable,
+            ask: match request.ask {
+                v2::LeaseAsk::Take {
+                    number,
+                    missing,
+                    starving,
+                    unreachable,
+                    ..
+                } => LeaseAsk::Take {
+                    number,
+                    missing,
+                    starving,
+                    unreachable,
+                },
+                v2::LeaseAsk::Drop => LeaseAsk::Drop,
+                v2::LeaseAsk::Renew {
+                    chunk, received, ..
+                } => LeaseAsk::Renew { chunk, received },
+                v2::LeaseAsk::Done { chunk, .. } => LeaseAsk::Done { chunk },
+                v2::LeaseAsk::Failed { chunk } => LeaseAsk::Failed { chunk },
+                v2::LeaseAsk::Waiting { chunk, .. } => LeaseAsk::Waiting { chunk },
+            },
+        }
+    }
+}
+
+impl From<LeaseRequest> for v2::LeaseRequest {
+    fn from(request: LeaseRequest) -> Self {
+        Self {
+            peer: request.peer,
+            digest: request.digest,
+            first_unreachable: request.first_unreachable,
+            ask: match request.ask {
+                LeaseAsk::Take {
+                    number,
+                    missing,
+                    starving,
+                    unreachable,
+                } => v2::LeaseAsk::Take {
+                    number,
+                    missing,
+                    starving,
+                    unreachable,
+                    origins: 0,
+                },
+                LeaseAsk::Drop => v2::LeaseAsk::Drop,
+                LeaseAsk::Renew { chunk, received } => v2::LeaseAsk::Renew {
+                    chunk,
+                    received,
+                    from: None,
+                },
+                LeaseAsk::Done { chunk } => v2::LeaseAsk::Done { chunk, from: None },
+                LeaseAsk::Failed { chunk } => v2::LeaseAsk::Failed { chunk },
+                LeaseAsk::Waiting { chunk } => v2::LeaseAsk::Waiting { chunk, from: None },
+            },
+        }
+    }
+}
+
+impl From<v2::LeaseAnswer> for LeaseAnswer {
+    fn from(answer: v2::LeaseAnswer) -> Self {
+        match answer {
+            v2::LeaseAnswer::Granted { chunk, term_ms, .. } => Self::Granted { chunk, term_ms },
+            v2::LeaseAnswer::Wait { retry_ms } => Self::Wait { retry_ms },
+            v2::LeaseAnswer::Dial { peer } => Self::Dial { peer },
+            // A lease is moved only if its holder named other origins, which version 1 cannot.
+            v2::LeaseAnswer::Noted | v2::LeaseAnswer::Moved { .. } => Self::Noted,
+            v2::LeaseAnswer::NotHeld => Self::NotHeld,
+            v2::LeaseAnswer::Unknown => Self::Unknown,
+            v2::LeaseAnswer::NotFirst => Self::NotFirst,
+        }
+    }
+}
+
+impl From<LeaseAnswer> for v2::LeaseAnswer {
+    fn from(answer: LeaseAnswer) -> Self {
+        match answer {
+            LeaseAnswer::Granted { chunk, term_ms } => Self::Granted {
+                chunk,
+                term_ms,
+                from: None,
+            },
+            LeaseAnswer::Wait { retry_ms } => Self::Wait { retry_ms },
+            LeaseAnswer::Dial { peer } => Self::Dial { peer },
+            LeaseAnswer::Noted => Self::Noted,
+            LeaseAnswer::NotHeld => Self::NotHeld,
+            LeaseAnswer::Unknown => Self::Unknown,
+            LeaseAnswer::NotFirst => Self::NotFirst,
+        }
+    }
 }
 
 impl From<v2::AnnounceRequest> for AnnounceRequest {

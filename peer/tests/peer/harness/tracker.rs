@@ -11,10 +11,11 @@ use axum::routing::post;
 use flotilla_common::codec;
 use flotilla_common::digest::Digest;
 use flotilla_common::name::PeerId;
-use flotilla_common::wire::tracker::v1::{ANNOUNCE_PATH, AnnounceAnswer, AnnounceRequest, Handout};
-use flotilla_common::wire::tracker::{
-    BlobState, LEASE_PATH, LeaseAnswer, LeaseAsk, LeaseRequest, PeerInfo,
+use flotilla_common::wire::tracker::v1::{
+    ANNOUNCE_PATH, AnnounceAnswer, AnnounceRequest, Handout, LEASE_PATH, LeaseAnswer, LeaseAsk,
+    LeaseRequest,
 };
+use flotilla_common::wire::tracker::{BlobState, PeerInfo};
 use flotilla_runtime::http;
 use flotilla_runtime::shutdown::Shutdown;
 use tokio::net::TcpListener;

@@ -158,6 +158,7 @@ impl VmFleet {
             clock: self.0.clock,
             observer: self.0.latencies.clone(),
             recording: None,
+            origins: 1,
         };
         let (sender, mut events) = mpsc::channel(QUEUE);
         let mut state = self.state();
@@ -229,6 +230,7 @@ impl VmFleet {
                 }
             }
             TrackerEvent::LeaseLost { .. }
+            | TrackerEvent::LeaseMoved { .. }
             | TrackerEvent::Reachable
             | TrackerEvent::Unreachable => {}
         }

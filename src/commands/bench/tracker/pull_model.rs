@@ -244,11 +244,15 @@ impl PullModel {
         let vm = &mut self.vms[number];
         vm.requests[layer] = LayerRequest::None { not_before: now };
         if vm.held.contains(at) || is_around {
-            let update = LeaseUpdate::Done { chunk };
+            let update = LeaseUpdate::Done { chunk, from: None };
             return vec![Action::UpdateLease { layer, update }];
         }
         vm.fetches.push(OriginFetch { layer, chunk });
-        let update = LeaseUpdate::Renew { chunk, received: 0 };
+        let update = LeaseUpdate::Renew {
+            chunk,
+            received: 0,
+            from: None,
+        };
         vec![
             Action::UpdateLease { layer, update },
             Action::Fetch { layer, chunk },
@@ -265,7 +269,7 @@ impl PullModel {
     ) -> Vec<Action> {
         let fetch = OriginFetch { layer, chunk };
         self.vms[number].fetches.retain(|other| *other != fetch);
-        let update = LeaseUpdate::Done { chunk };
+        let update = LeaseUpdate::Done { chunk, from: None };
         let mut actions = vec![Action::UpdateLease { layer, update }];
         let at = self.images[self.vms[number].image].layers()[layer].first + chunk;
         self.insert(number, at, &mut actions);

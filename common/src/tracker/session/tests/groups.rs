@@ -132,6 +132,7 @@ fn session_returns_when_a_tracker_of_the_own_region_answers() {
     let granted = LeaseAnswer::Granted {
         chunk: 3,
         term_ms: 1_000,
+        from: None,
     };
     shell.answer_lease(ms(6_001), parked, granted);
     assert_eq!(shell.outputs(ms(6_001)), Vec::new());

@@ -59,6 +59,7 @@ fn tracker_is_told_of_withdrawn_requests_only_if_it_matters() {
                 missing: ChunkMap::full(4),
                 starving,
                 unreachable: Vec::new(),
+                origins: 2,
             },
         );
         assert_eq!(lease_posts(shell.outputs(ms(10))).len(), 1);

@@ -54,12 +54,14 @@ fn answers_are_kept_within_limits() {
     let granted = LeaseAnswer::Granted {
         chunk: 0,
         term_ms: 0,
+        from: None,
     };
     shell.answer_lease(ms(1), exchange, granted);
     let granted = SessionOutput::LeaseGranted {
         digest: blob(1),
         chunk: 0,
         term: Duration::from_millis(100),
+        from: None,
     };
     assert!(shell.outputs(ms(1)).contains(&granted));
 }

@@ -3,6 +3,9 @@
 //! It owns the sub-machines, passes each input to the one in charge, and passes on results that
 //! concern others. The sub-machines do not know the machine, nor the fields of each other.
 
+mod transfers;
+mod upstream;
+
 use core::time::Duration;
 
 use super::blob_exchange::{BlobExchange, MAX_NEIGHBOURS};
@@ -10,19 +13,17 @@ use super::claims::Claims;
 use super::config::SwarmConfig;
 use super::context::{Context, Work};
 use super::counters::TransferCounters;
-use super::downloads::{Downloads, Progress};
+use super::downloads::Downloads;
+use super::far_peers::FarPeers;
 use super::have_batches::HaveBatches;
 use super::io::{
-    BlobSlot, ChunkSource, DownloadFailure, HaveBatch, HeldChunks, Input, Output, PeerFacts,
-    PeerSlot, RefusalReason, TransferId,
+    BlobSlot, DownloadFailure, HaveBatch, HeldChunks, Input, Nearness, Output, PeerFacts, PeerSlot,
 };
 use super::leases::Leases;
 use super::neighbours::Neighbours;
 use super::origin_fallback::OriginFallback;
 use super::stall_reasons::{StallReason, StallReasons, StallTimes};
 use super::timers::Timer;
-use super::transfer::Permission;
-use super::transfer_failures::TransferFailures;
 use super::uploads::Uploads;
 use crate::chunk::Geometry;
 use crate::chunk_map::ChunkMap;
@@ -33,6 +34,7 @@ use crate::time::Time;
 pub struct PeerMachine {
     ctx: Context,
     neighbours: Neighbours,
+    far_peers: FarPeers,
     downloads: Downloads,
     uploads: Uploads,
     leases: Leases,
@@ -49,6 +51,7 @@ impl PeerMachine {
         Self {
             ctx: Context::new(config, rng_seed),
             neighbours: Neighbours::default(),
+            far_peers: FarPeers::default(),
             downloads: Downloads::default(),
             uploads: Uploads::default(),
             leases: Leases::default(),
@@ -73,7 +76,7 @@ impl PeerMachine {
             Input::Reader { blob, cursor } => self.downloads.set_cursor(blob, cursor),
             Input::Lost { blob, chunk } => self.on_lost(blob, chunk),
             Input::Forget { blob } => self.on_forget(blob),
-            Input::Handout { blob, peers } => self.on_handout(blob, &peers),
+            Input::Handout { blob, peers } => self.on_handout(blob, peers),
             Input::Dial { facts } => {
                 self.downloads.register_peer(&facts);
                 self.neighbours.on_dial(&mut self.ctx, &facts);
@@ -112,6 +115,9 @@ impl PeerMachine {
                 let progress = self.downloads.on_first_byte(&self.ctx, transfer);
                 self.on_moved(progress);
             }
+            Input::OriginAnswered { transfer, region } => {
+                self.downloads.on_origin_answered(transfer, region);
+            }
             Input::Progress { transfer, received } => {
                 let neighbours = &self.neighbours;
                 let progress =
@@ -124,10 +130,19 @@ impl PeerMachine {
             Input::Refused { transfer, reason } => self.on_refused(transfer, reason),
             Input::Failed { transfer, why } => {
                 if let Some(transfer) = self.downloads.end(&mut self.ctx, transfer) {
-                    self.failures().on_failed(&transfer, why);
+                    self.on_failed(&transfer, why);
                 }
             }
-            Input::LeaseGranted { blob, chunk, term } => self.on_lease_granted(blob, chunk, term),
+            Input::LeaseGranted {
+                blob,
+                chunk,
+                term,
+                from,
+            } => self.on_lease_granted(blob, chunk, term, from),
+            Input::LeaseMoved { blob, chunk, to } => {
+                self.downloads
+                    .on_lease_moved(&mut self.ctx, blob, chunk, to);
+            }
             Input::LeaseWait { blob, retry_after } => {
                 self.leases.on_wait(&mut self.ctx, blob, retry_after);
             }
@@ -141,10 +156,7 @@ impl PeerMachine {
             }
             Input::TrackerReachable => self.set_has_tracker(true),
             Input::OriginUsable => self.on_origin_usable(),
-            Input::OriginUnusable => {
-                self.ctx.has_origin = false;
-                self.ctx.due.add(Work::SeekLeases);
-            }
+            Input::OriginUnusable => self.on_origin_unusable(),
         }
         self.do_due_work();
     }
@@ -170,8 +182,7 @@ impl PeerMachine {
                 Timer::Fill => self.ctx.due.add(Work::FillSlots),
                 Timer::Stall => {
                     while let Some(transfer) = self.downloads.cancel_stalled(&mut self.ctx) {
-                        self.failures()
-                            .on_failed(&transfer, DownloadFailure::Timeout);
+                        self.on_failed(&transfer, DownloadFailure::Timeout);
                     }
                     self.neighbours.retry_unresponsive(&mut self.ctx);
                 }
@@ -276,7 +287,7 @@ impl PeerMachine {
 
     /// Whether nothing refers to the peer, so that its slot may be given to another one.
     pub fn is_idle(&self, peer: PeerSlot) -> bool {
-        self.neighbours.is_idle(peer)
+        self.neighbours.is_idle(peer) && !self.far_peers.contains(peer)
     }
 
     /// Why nothing of a blob moves at present; `None` if something does, if no slot is free, or if
@@ -325,6 +336,7 @@ impl PeerMachine {
         let blob = BlobExchange::new(geometry, held, chunk_time);
         self.ctx.blobs.add(slot, blob);
         self.neighbours.add_blob(slot);
+        self.far_peers.add_blob(slot);
         self.downloads.add_blob(slot);
         self.leases.add_blob(slot);
         self.fallback.reset(slot);
@@ -383,6 +395,7 @@ impl PeerMachine {
         self.neighbours.end_exchange(&mut self.ctx, slot);
         self.ctx.blobs.remove(slot);
         self.neighbours.remove_blob(slot);
+        self.far_peers.remove_blob(slot);
         self.downloads.remove_blob(slot);
         self.leases.remove_blob(slot);
         self.fallback.remove_blob(slot);
@@ -421,11 +434,12 @@ impl PeerMachine {
 
 // Peers.
 impl PeerMachine {
-    fn on_handout(&mut self, slot: BlobSlot, peers: &[PeerFacts]) {
-        for facts in peers {
+    fn on_handout(&mut self, slot: BlobSlot, peers: Vec<PeerFacts>) {
+        let peers = self.far_peers.admit(&self.ctx, slot, peers);
+        for facts in &peers {
             self.downloads.register_peer(facts);
         }
-        self.neighbours.on_handout(&mut self.ctx, slot, peers);
+        self.neighbours.on_handout(&mut self.ctx, slot, &peers);
     }
 
     fn on_connected(&mut self, facts: &PeerFacts, round_trip: Duration) {
@@ -454,6 +468,10 @@ impl PeerMachine {
     }
 
     fn on_have(&mut self, peer: PeerSlot, slot: BlobSlot, have: &HeldChunks) {
+        let is_far = self.downloads.nearness(peer) == Some(Nearness::Elsewhere);
+        if is_far && !self.far_peers.is_used(&self.ctx, slot) {
+            return;
+        }
         let is_new = self.claims.is_news_for(&self.ctx, peer, slot);
         let is_wanted = self.neighbours.on_have(&mut self.ctx, peer, slot, have);
         self.claims.on_have(&mut self.ctx, peer, slot, is_new);
@@ -463,116 +481,8 @@ impl PeerMachine {
     }
 }
 
-// Transfers.
+// Deferred work.
 impl PeerMachine {
-    fn on_moved(&mut self, progress: Option<Progress>) {
-        if let Some(Progress { blob, source }) = progress {
-            self.stalls.on_moved(self.ctx.now, blob);
-            if let ChunkSource::Peer(peer) = source {
-                self.neighbours.mark_responsive(&mut self.ctx, peer);
-            }
-        }
-    }
-
-    fn on_received(&mut self, id: TransferId) {
-        let Some(transfer) = self.downloads.end(&mut self.ctx, id) else {
-            return;
-        };
-        let slot = transfer.blob;
-        let chunk = transfer.chunk;
-        self.downloads.on_delivered(&transfer);
-        match transfer.source {
-            ChunkSource::Peer(peer) => {
-                self.neighbours.mark_responsive(&mut self.ctx, peer);
-                self.leases.reset_starving(slot);
-                self.ctx.counters.from_peers += 1;
-            }
-            ChunkSource::Origin => {
-                self.downloads.clear_origin_delay(slot);
-                match transfer.permission {
-                    Permission::Leased => self.ctx.counters.from_origin_leased += 1,
-                    _ => self.ctx.counters.from_origin_unleased += 1,
-                }
-            }
-        }
-        let Some(blob) = self.ctx.blobs.get_mut(slot) else {
-            return;
-        };
-        let is_new = blob.hold(chunk);
-        if transfer.permission.is_unleased() {
-            let was_claimed = transfer.permission == Permission::Claimed;
-            self.fallback.on_received(&mut self.ctx, slot, was_claimed);
-        }
-        if is_new {
-            self.have_batches.add(&mut self.ctx, slot, chunk);
-        }
-        self.downloads.mark_moved(self.ctx.now, slot);
-        self.stalls.on_moved(self.ctx.now, slot);
-        self.leases.on_chunk_received(&mut self.ctx, slot, chunk);
-        self.complete_if_held(slot);
-    }
-
-    fn on_slot_free(&mut self, peer: PeerSlot) {
-        if self.neighbours.is_connected(peer) {
-            self.neighbours.mark_responsive(&mut self.ctx, peer);
-            self.downloads.on_slot_free(&mut self.ctx, peer);
-        }
-    }
-
-    fn on_refused(&mut self, id: TransferId, reason: RefusalReason) {
-        let Some(transfer) = self.downloads.end(&mut self.ctx, id) else {
-            return;
-        };
-        self.failures().on_refused(&transfer, reason);
-    }
-
-    fn failures(&mut self) -> TransferFailures<'_> {
-        TransferFailures {
-            ctx: &mut self.ctx,
-            neighbours: &mut self.neighbours,
-            downloads: &mut self.downloads,
-            uploads: &mut self.uploads,
-            leases: &mut self.leases,
-            fallback: &mut self.fallback,
-        }
-    }
-}
-
-// Leases and deferred work.
-impl PeerMachine {
-    fn on_lease_granted(&mut self, slot: BlobSlot, chunk: u32, term: Duration) {
-        let may_ask_origin = self.downloads.may_ask_origin(&self.ctx, slot);
-        let ctx = &mut self.ctx;
-        if self
-            .leases
-            .on_granted(ctx, slot, chunk, term, may_ask_origin)
-            && !self.downloads.put_under_lease(slot, chunk)
-        {
-            let source = ChunkSource::Origin;
-            self.downloads
-                .start(ctx, slot, chunk, source, Permission::Leased);
-        }
-    }
-
-    fn on_origin_usable(&mut self) {
-        self.ctx.has_origin = true;
-        for at in 0..self.ctx.blobs.wanted().len() {
-            let slot = self.ctx.blobs.wanted()[at];
-            self.downloads.clear_origin_delay(slot);
-        }
-        self.ctx.due.add(Work::SeekLeases);
-        self.ctx.timers.wake_by(Timer::Fallback, self.ctx.now);
-    }
-
-    fn set_has_tracker(&mut self, has_tracker: bool) {
-        if self.ctx.has_tracker && !has_tracker {
-            self.claims.restart_wanted(&mut self.ctx);
-        }
-        self.ctx.has_tracker = has_tracker;
-        self.ctx.due.add(Work::SeekLeases);
-        self.ctx.timers.wake_by(Timer::Fallback, self.ctx.now);
-    }
-
     fn seek_leases(&mut self) {
         self.leases
             .seek(&mut self.ctx, &self.neighbours, &self.downloads);
