@@ -18,6 +18,7 @@ mod mirror_failures;
 mod origin_outages;
 mod origin_policy;
 mod origin_regions;
+mod origin_suspended;
 mod push_clients;
 mod pushes_in_outages;
 mod region_joins;

@@ -114,7 +114,12 @@ impl TestLab {
 
     /// Blob bytes that the origin sent, as a multiple of the image's size.
     pub(crate) async fn origin_copies(&self) -> f64 {
-        self.lab.origin_blob_bytes(0).await.unwrap() as f64 / self.image_bytes as f64
+        self.copies_from(0).await
+    }
+
+    /// As [`TestLab::origin_copies`], of the origin of a region.
+    pub(crate) async fn copies_from(&self, region: usize) -> f64 {
+        self.lab.origin_blob_bytes(region).await.unwrap() as f64 / self.image_bytes as f64
     }
 
     /// Verified bytes of the image in a peer's store.
