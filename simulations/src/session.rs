@@ -1,6 +1,7 @@
 //! Each peer's session with the trackers: the shipped machine, over simulated messages.
 
 use flotilla_common::digest::Digest;
+use flotilla_common::failover::{SourceId, Standing};
 use flotilla_common::name::PeerId;
 use flotilla_common::swarm::{BlobSlot, Input, PeerFacts};
 use flotilla_common::time::Time;
@@ -148,11 +149,16 @@ impl World<'_> {
                 from,
             } => {
                 if let Some(blob) = self.slot(peer, &digest) {
+                    let failover = &self.peers[peer as usize].failover;
+                    let is_out = from.is_some_and(|from| {
+                        failover.standing(SourceId(from.0.into())) == Standing::Out
+                    });
                     let granted = Input::LeaseGranted {
                         blob,
                         chunk,
                         term,
                         from,
+                        is_out,
                     };
                     self.feed(peer, granted);
                 }

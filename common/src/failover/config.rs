@@ -63,9 +63,12 @@ impl FailoverConfig {
 
     /// The values that peers use. An origin whose storage hangs turns to another region after
     /// 1.5 s itself. A peer that did so at the same time would fetch the same bytes from there once
-    /// more.
+    /// more. An origin that hangs itself answers no probe: it is Out after 1.75 s, which bounds how
+    /// long a pull waits for the manifest of its tag.
     pub fn of_peers() -> Self {
         Self {
+            slow_after: Duration::from_millis(500),
+            suspect_probe_interval: Duration::from_millis(250),
             hung_after: Duration::from_secs(2),
             ..Self::default()
         }

@@ -31,8 +31,8 @@ pub enum Need {
     /// Content that never changes: a blob, or a manifest by digest. Every source that has it is as
     /// good as another, so the next one is asked as soon as one is late.
     Content(ContentKey),
-    /// As [`Need::Content`], but the sources of one region are asked first, whatever their health:
-    /// somebody who knows more, such as a tracker, has chosen it.
+    /// As [`Need::Content`], but the sources of one region are asked first, whatever their health: a
+    /// tracker that knows more has chosen it.
     ContentOf {
         /// The content.
         key: ContentKey,

@@ -1,10 +1,10 @@
 //! The peers of other regions: sources of last resort.
 //!
 //! Bytes between regions are slow and expensive. While a tracker answers and an origin serves, each
-//! chunk comes into a region once, under a lease. So peers of other regions are not used then: those
-//! that a tracker names are set aside, and what they say they hold is ignored. They are used for a
-//! blob once no origin has delivered a chunk of it, and for all blobs while no origin is worth
-//! asking, or no tracker answers.
+//! chunk comes into a region once, under a lease. So peers of other regions are not used then: a
+//! peer that a tracker names is set aside, and the chunks that it says it holds are ignored. They
+//! are used for a blob once no origin has delivered a chunk of it, and for all blobs while no
+//! origin is worth asking, or no tracker answers.
 
 use super::context::Context;
 use super::io::{BlobSlot, Nearness, PeerFacts, PeerSlot};

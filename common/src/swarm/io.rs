@@ -374,8 +374,11 @@ pub enum Input {
         term: Duration,
         /// The region whose origin is asked first; `None` if the driver decides.
         from: Option<OriginRegion>,
+        /// Whether the driver has found that origin to be out. It is asked nevertheless, but the
+        /// tracker is told at once that this peer waits.
+        is_out: bool,
     },
-    /// The tracker found that the origins from which the chunk of a lease is fetched serve nobody:
+    /// The tracker found that the origins from which the chunk of a lease is fetched serve no peer:
     /// those of another region are asked.
     LeaseMoved {
         /// The blob.

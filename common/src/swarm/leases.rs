@@ -2,6 +2,8 @@
 //!
 //! For at most [`MAX_REQUESTS`] wanted blobs at a time, in the order in which they were wanted, a
 //! request is parked at the tracker while there are chunks that neither we nor any neighbour holds.
+//! Small blobs have requests beside these: the configuration of an image, which its runtime reads
+//! first, must not wait until large layers are in the swarm.
 //! A neighbour that leaves may have been the only one with a chunk: then the request is made again,
 //! and the tracker learns at once which chunks went with it. A lease is renewed while its download
 //! moves; while it does not, the tracker is told that this peer still waits for the origin.
@@ -20,6 +22,11 @@ use crate::time::Time;
 /// Blobs for which a request is parked at once: the next blob's copy from the origin begins while
 /// the last chunks of the first are on their way, and all peers still start with the same blob.
 pub(super) const MAX_REQUESTS: usize = 2;
+/// As [`MAX_REQUESTS`], for small blobs.
+const MAX_SMALL_REQUESTS: usize = 8;
+/// A blob of one chunk is small up to this size, in bytes. One that cannot be cut into chunks may
+/// be of any size.
+const SMALL_BLOB_LEN: u64 = 1 << 20;
 /// After so many leases in a row for starving requests, a pull without any neighbour that holds a
 /// chunk holds several leases at once. A pull whose dials are not answered does so from the start.
 const STARVED_LEASES_WHEN_ALONE: i32 = 3;
@@ -172,6 +179,16 @@ impl Leases {
         true
     }
 
+    /// The origin of a lease that was just granted is known to be out: the tracker may move the lease
+    /// at once.
+    pub(super) fn report_waiting(&self, ctx: &mut Context, slot: BlobSlot, chunk: u32) {
+        ctx.output(Output::LeaseWaiting {
+            blob: slot,
+            chunk,
+            from: None,
+        });
+    }
+
     /// A request came back without a lease.
     pub(super) fn on_wait(&mut self, ctx: &mut Context, slot: BlobSlot, retry_after: Duration) {
         if let Some(request) = self.requests.get_mut(slot) {
@@ -248,7 +265,7 @@ impl Leases {
         if !ctx.has_tracker {
             return;
         }
-        let mut requests = 0;
+        let (mut requests, mut small_requests) = (0, 0);
         for at in 0..ctx.blobs.wanted().len() {
             let slot = ctx.blobs.wanted()[at];
             let Some(blob) = ctx.blobs.get(slot) else {
@@ -258,8 +275,14 @@ impl Leases {
                 self.withdraw(ctx, slot);
                 continue;
             }
-            requests += 1;
-            if requests <= MAX_REQUESTS {
+            let is_small = blob.chunks() == 1 && blob.chunk_len(0) <= SMALL_BLOB_LEN;
+            let (count, limit) = if is_small {
+                (&mut small_requests, MAX_SMALL_REQUESTS)
+            } else {
+                (&mut requests, MAX_REQUESTS)
+            };
+            *count += 1;
+            if *count <= limit {
                 self.seek_for(ctx, neighbours, downloads, slot);
             }
         }

@@ -99,11 +99,13 @@ impl Driver {
     ) {
         match self.tables.blob_slot(&digest) {
             Some(blob) => {
+                let origins = &self.context.upstream.origins;
                 let granted = Input::LeaseGranted {
                     blob,
                     chunk,
                     term,
                     from,
+                    is_out: from.is_some_and(|from| origins.is_out(from)),
                 };
                 self.machine.handle(now, granted);
             }

@@ -211,6 +211,17 @@ impl OriginClient {
         u8::try_from(*region).ok().map(OriginRegion)
     }
 
+    /// Whether all origins of a region are out.
+    pub(crate) fn is_out(&self, region: OriginRegion) -> bool {
+        let region = u32::from(region.0);
+        let mut regions = self.0.regions.iter();
+        let of_region = self.0.sources.read_status(|status| {
+            (regions.next() == Some(&region)).then_some(status.standing == Standing::Out)
+        });
+        let mut of_region = of_region.into_iter().flatten().peekable();
+        of_region.peek().is_some() && of_region.all(|is_out| is_out)
+    }
+
     /// How often a download may be continued at another origin after its body broke off.
     pub(crate) fn attempts(&self) -> usize {
         self.0.origins.len().max(1)

@@ -138,7 +138,8 @@ impl PeerMachine {
                 chunk,
                 term,
                 from,
-            } => self.on_lease_granted(blob, chunk, term, from),
+                is_out,
+            } => self.on_lease_granted((blob, chunk), term, from, is_out),
             Input::LeaseMoved { blob, chunk, to } => {
                 self.downloads
                     .on_lease_moved(&mut self.ctx, blob, chunk, to);

@@ -97,10 +97,10 @@ impl PeerMachine {
 
     pub(super) fn on_lease_granted(
         &mut self,
-        slot: BlobSlot,
-        chunk: u32,
+        (slot, chunk): (BlobSlot, u32),
         term: Duration,
         from: Option<OriginRegion>,
+        is_out: bool,
     ) {
         let may_ask_origin = self.downloads.may_ask_origin(&self.ctx, slot);
         let ctx = &mut self.ctx;
@@ -111,6 +111,9 @@ impl PeerMachine {
         {
             let (source, permission) = (ChunkSource::Origin, Permission::Leased { from });
             self.downloads.start(ctx, slot, chunk, source, permission);
+            if is_out {
+                self.leases.report_waiting(&mut self.ctx, slot, chunk);
+            }
         }
     }
 }

@@ -207,6 +207,7 @@ fn claims_do_not_matter_while_a_tracker_grants_leases() {
             chunk,
             term,
             from: None,
+            is_out: false,
         },
     );
     let done = run(&mut machine, ms(5), ms(50));
@@ -232,6 +233,7 @@ fn fetch_under_a_lease_is_claimed_when_the_tracker_is_lost() {
             chunk,
             term,
             from: None,
+            is_out: false,
         },
     );
     outputs(&mut machine);

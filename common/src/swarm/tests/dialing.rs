@@ -58,6 +58,7 @@ fn unanswered_dials_lead_to_starving_requests_before_they_fail() {
             chunk,
             term: Duration::from_secs(1),
             from: None,
+            is_out: false,
         };
         machine.handle(ms(251), granted);
         let continues = has_starving_request(&outputs_until(&mut machine, ms(251)));

@@ -3,7 +3,9 @@
 use core::time::Duration;
 
 use super::support::{PEER, connect, grant_lease, ms, outputs, wanting};
-use crate::swarm::{HaveBatch, HeldChunks, Input, Output, PeerMachine};
+use crate::chunk::Geometry;
+use crate::chunk_map::ChunkMap;
+use crate::swarm::{BlobSlot, HaveBatch, HeldChunks, Input, Output, PeerMachine, SwarmConfig};
 
 #[test]
 fn chunks_of_a_neighbour_that_left_are_requested_again() {
@@ -24,6 +26,39 @@ fn chunks_of_a_neighbour_that_left_are_requested_again() {
     );
     machine.handle_timeout(ms(100));
     assert_eq!(requested(&mut machine), vec![8]);
+}
+
+/// Wants blobs of these sizes, in chunks of 256 KiB, and returns those for which leases are
+/// requested.
+fn requested_of(sizes: &[u64]) -> Vec<u32> {
+    let mut machine = PeerMachine::new(SwarmConfig::default(), 1);
+    for (blob, size) in (0..).map(BlobSlot).zip(sizes) {
+        let geometry = Geometry::for_size(size << 18);
+        let held = ChunkMap::empty(geometry.chunks());
+        let add = Input::AddBlob {
+            blob,
+            geometry,
+            held,
+        };
+        machine.handle(ms(0), add);
+        machine.handle(ms(0), Input::Want { blob });
+    }
+    let requested = |output| match output {
+        Output::LeaseTake { blob, .. } => Some(blob.0),
+        _ => None,
+    };
+    outputs(&mut machine)
+        .into_iter()
+        .filter_map(requested)
+        .collect()
+}
+
+#[test]
+fn small_blobs_do_not_wait_for_large_ones() {
+    assert_eq!(requested_of(&[100, 100, 100, 100]), [0, 1]);
+    assert_eq!(requested_of(&[100, 100, 100, 1, 100, 1]), [0, 1, 3, 5]);
+    let small = vec![1; 20];
+    assert_eq!(requested_of(&small).len(), 8, "they are bounded, too");
 }
 
 /// The number of chunks that each request for a lease names.

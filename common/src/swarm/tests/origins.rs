@@ -54,6 +54,7 @@ fn no_lease_is_requested_or_used_while_no_origin_is_usable() {
         chunk: 0,
         term: Duration::from_secs(1),
         from: None,
+        is_out: false,
     };
     machine.handle(ms(1), lease);
     machine.handle_timeout(ms(1_000));

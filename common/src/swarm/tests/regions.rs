@@ -30,6 +30,7 @@ fn with_lease(from: Option<OriginRegion>) -> (PeerMachine, TransferId) {
         chunk: 0,
         term: TERM,
         from,
+        is_out: false,
     };
     machine.handle(ms(0), granted);
     let fetches = origin_fetches(&mut machine);
@@ -53,6 +54,23 @@ fn moved_lease_is_fetched_from_the_other_region() {
     let fetch = |output: &Output| matches!(output, Output::Fetch { first: Some(first), .. } if *first == OTHER);
     assert_eq!(outputs.iter().filter(|output| fetch(output)).count(), 1);
     assert_eq!(machine.leases().count(), 1, "it is the same lease");
+}
+
+#[test]
+fn lease_from_an_origin_that_is_out_is_reported_at_once() {
+    for is_out in [false, true] {
+        let mut machine = wanting(1);
+        let granted = Input::LeaseGranted {
+            blob: BLOB,
+            chunk: 0,
+            term: TERM,
+            from: Some(OriginRegion::OWN),
+            is_out,
+        };
+        machine.handle(ms(0), granted);
+        let waiting = |output: &Output| matches!(output, Output::LeaseWaiting { .. });
+        assert_eq!(outputs(&mut machine).iter().any(waiting), is_out);
+    }
 }
 
 #[test]

@@ -17,6 +17,7 @@ fn pull_waits_for_lease_then_first_byte() {
             chunk: 0,
             term,
             from: None,
+            is_out: false,
         },
     );
     assert_eq!(machine.stall_reason(BLOB), Some(StallReason::FirstByte));

@@ -74,6 +74,7 @@ pub(super) fn grant_lease(machine: &mut PeerMachine, chunk: u32, term: Duration)
             chunk,
             term,
             from: None,
+            is_out: false,
         },
     );
 }

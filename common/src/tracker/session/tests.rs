@@ -11,7 +11,6 @@ use super::*;
 use crate::chunk_map::ChunkMap;
 use crate::digest::Digest;
 use crate::name::PeerId;
-use crate::origin_region::OriginRegion;
 use crate::time::Time;
 use crate::wire::tracker::{
     AnnounceAnswer, AnnounceRequest, BlobState, Change, Handout, LeaseAnswer, LeaseAsk,
@@ -448,18 +447,6 @@ fn named_holder_is_handed_out() {
             }
         ]
     );
-}
-
-#[test]
-fn waiting_holder_is_told_where_its_lease_moves() {
-    let mut shell = Shell::announced(1, vec![wanted(1)]);
-    let (digest, chunk, to) = (blob(1), 2, OriginRegion(1));
-    let update = LeaseUpdate::Waiting { chunk, from: None };
-    shell.handle(ms(0), SessionInput::UpdateLease { digest, update });
-    let (exchange, ..) = shell.lease_post(ms(0));
-    shell.answer_lease(ms(0), exchange, LeaseAnswer::Moved { to });
-    let moved = SessionOutput::LeaseMoved { digest, chunk, to };
-    assert_eq!(shell.outputs(ms(0)), vec![moved]);
 }
 
 #[test]

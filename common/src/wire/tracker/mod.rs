@@ -247,7 +247,7 @@ pub enum LeaseAnswer {
         from: Option<OriginRegion>,
     },
     /// The lease goes on, and its chunk is to be fetched from another origin: the one that is asked
-    /// serves nobody.
+    /// serves no peer.
     Moved {
         /// The origin to ask.
         to: OriginRegion,

@@ -1,6 +1,7 @@
 //! When lease requests are posted, and when trackers are told that they are not needed any more.
 
 use super::*;
+use crate::origin_region::OriginRegion;
 
 /// The answer to an announce that names a peer with this progress for the blob.
 fn accept_naming(shell: &mut Shell, now: Time, exchange: ExchangeId, progress: u8) {
@@ -120,4 +121,16 @@ fn request_that_replaces_a_delayed_one_does_not_wait_again() {
         "it is posted once"
     );
     assert_eq!(lease_posts(shell.outputs(ms(1_000))), Vec::new());
+}
+
+#[test]
+fn waiting_holder_is_told_where_its_lease_moves() {
+    let mut shell = Shell::announced(1, vec![wanted(1)]);
+    let (digest, chunk, to) = (blob(1), 2, OriginRegion(1));
+    let update = LeaseUpdate::Waiting { chunk, from: None };
+    shell.handle(ms(0), SessionInput::UpdateLease { digest, update });
+    let (exchange, ..) = shell.lease_post(ms(0));
+    shell.answer_lease(ms(0), exchange, LeaseAnswer::Moved { to });
+    let moved = SessionOutput::LeaseMoved { digest, chunk, to };
+    assert_eq!(shell.outputs(ms(0)), vec![moved]);
 }
