@@ -134,6 +134,7 @@ pub struct Region {
     other_origins: Vec<OriginUrl>,
     tracker: Option<(Tracker, Shutdown)>,
     tracker_addr: SocketAddr,
+    tracker_admin_addr: SocketAddr,
     peers: Vec<RunningPeer>,
 }
 
@@ -183,6 +184,7 @@ impl Region {
             is_https: plan.https,
             other_origins: Vec::new(),
             tracker_addr: tracker.addr(),
+            tracker_admin_addr: tracker.admin_addr(),
             tracker: Some((tracker, shutdown)),
             peers: Vec::new(),
         })
@@ -290,6 +292,11 @@ impl Region {
     /// The tracker's base URL.
     pub fn tracker_url(&self) -> String {
         format!("http://{}", self.tracker_addr)
+    }
+
+    /// The URL of the tracker's listener for operators.
+    pub fn tracker_admin_url(&self) -> String {
+        format!("http://{}", self.tracker_admin_addr)
     }
 
     /// The peers, in the order of their start.

@@ -1,5 +1,6 @@
 //! The commands, a module each. Every module has its arguments and a function `run`.
 
+mod admin;
 pub mod bench;
 pub mod completions;
 pub mod demo;

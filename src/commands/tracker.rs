@@ -9,6 +9,7 @@ use flotilla_runtime::clock::Clock;
 use flotilla_runtime::config::ConfigFile;
 use flotilla_tracker::{Config, Tracker};
 
+use super::admin::AdminArgs;
 use super::service::{init, parse_address};
 use super::tls::{TlsArgs, WithoutTls};
 use crate::command::{CommandError, block_on};
@@ -27,7 +28,7 @@ Examples:
   flotilla tracker --config /etc/flotilla/tracker.toml
   flotilla tracker --listen 0.0.0.0:7070 --own-url http://t1:7070 --trackers http://t1:7070,http://t2:7070")]
 pub struct TrackerArgs {
-    /// The address for peers and for /metrics
+    /// The address for peers
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7070", value_parser = parse_address)]
     listen: SocketAddr,
     /// All trackers of this one's region, including this one, with the URLs that peers use [default:
@@ -45,6 +46,8 @@ pub struct TrackerArgs {
     #[arg(long, value_name = "DIR")]
     record: Option<PathBuf>,
     #[command(flatten)]
+    admin: AdminArgs,
+    #[command(flatten)]
     tls: TlsArgs,
     #[command(flatten)]
     config: ConfigFile,
@@ -59,6 +62,7 @@ pub fn run(args: TrackerArgs) -> Result<(), CommandError> {
         let shutdown = init()?;
         let mut config = Config {
             listen: args.listen,
+            admin: args.admin.into(),
             trackers: args.trackers,
             own_url: args.own_url,
             record: args.record,

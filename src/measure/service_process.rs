@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -25,7 +25,7 @@ pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 #[derive(Debug)]
 pub(super) struct ServiceProcess {
     child: Child,
-    address: SocketAddr,
+    addresses: Addresses,
     log: LogTail,
 }
 
@@ -53,7 +53,7 @@ impl ServiceProcess {
             .stderr(Stdio::piped());
         let mut child = command.spawn()?;
         let log = LogTail::default();
-        let (sender, address) = oneshot::channel();
+        let (sender, addresses) = oneshot::channel();
         if let Some(stderr) = child.stderr.take() {
             let log = log.clone();
             std::thread::spawn(move || log.follow(stderr, listening, sender));
@@ -61,20 +61,25 @@ impl ServiceProcess {
         // From here on, an early return drops the handle and kills the child.
         let mut service = Self {
             child,
-            address: SocketAddr::from(([0; 4], 0)),
+            addresses: Addresses::NONE,
             log,
         };
-        match timeout(START_TIMEOUT, address).await {
-            Ok(Ok(address)) => service.address = address,
+        match timeout(START_TIMEOUT, addresses).await {
+            Ok(Ok(addresses)) => service.addresses = addresses,
             Ok(Err(_)) => return Err(StartError::Ended { log: service.log() }),
             Err(_) => return Err(StartError::Timeout { log: service.log() }),
         }
         Ok(service)
     }
 
-    /// The address that it listens on.
+    /// The address that it listens on for its clients.
     pub(super) const fn address(&self) -> SocketAddr {
-        self.address
+        self.addresses.clients
+    }
+
+    /// The address that it listens on for operators.
+    pub(super) const fn admin_address(&self) -> SocketAddr {
+        self.addresses.operators
     }
 
     /// Its process.
@@ -96,7 +101,25 @@ impl Drop for ServiceProcess {
     }
 }
 
-/// The log event with the address that a service listens on.
+/// The addresses that a service listens on.
+#[derive(Clone, Copy, Debug)]
+struct Addresses {
+    clients: SocketAddr,
+    operators: SocketAddr,
+}
+
+impl Addresses {
+    /// Of a service that does not listen yet.
+    const NONE: Self = {
+        let none = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+        Self {
+            clients: none,
+            operators: none,
+        }
+    };
+}
+
+/// The log event with the addresses that a service listens on.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ListeningEvent {
     message: &'static str,
@@ -120,10 +143,16 @@ impl ListeningEvent {
         address_field: "address",
     };
 
-    fn parse(self, line: &str) -> Option<SocketAddr> {
+    fn parse(self, line: &str) -> Option<Addresses> {
         let event: serde_json::Value = serde_json::from_str(line).ok()?;
-        (event.get("message")? == self.message)
-            .then(|| event.get(self.address_field)?.as_str()?.parse().ok())?
+        if event.get("message")? != self.message {
+            return None;
+        }
+        let address = |field| event.get(field)?.as_str()?.parse().ok();
+        Some(Addresses {
+            clients: address(self.address_field)?,
+            operators: address("admin").unwrap_or(Addresses::NONE.operators),
+        })
     }
 }
 
@@ -132,20 +161,20 @@ impl ListeningEvent {
 struct LogTail(Arc<Mutex<VecDeque<String>>>);
 
 impl LogTail {
-    /// Reads a log to its end and sends the address of the first `listening` event.
+    /// Reads a log to its end and sends the addresses of the first `listening` event.
     fn follow(
         &self,
         stderr: ChildStderr,
         listening: ListeningEvent,
-        sender: oneshot::Sender<SocketAddr>,
+        sender: oneshot::Sender<Addresses>,
     ) {
         let mut sender = Some(sender);
         for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-            if let Some(address) = listening.parse(&line)
+            if let Some(addresses) = listening.parse(&line)
                 && let Some(sender) = sender.take()
             {
                 // Fails if the receiver has timed out.
-                let _ = sender.send(address);
+                let _ = sender.send(addresses);
             }
             let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             if lines.len() == LOG_LINES {

@@ -9,6 +9,7 @@ use tempfile::TempDir;
 
 use super::process::Process;
 use super::service_process::{BoxError, ListeningEvent, ServiceProcess};
+use crate::client::http_client;
 use crate::command::CommandError;
 use crate::fleet::Fleet;
 use crate::pki::{self, IfExists};
@@ -63,11 +64,8 @@ impl TrackerProcess {
     pub async fn metric(&self, name: &str) -> Result<f64, CommandError> {
         let failed = |error: BoxError| CommandError::failed("read the tracker's metrics", error);
         let read = async || -> Result<f64, BoxError> {
-            let client = reqwest::Client::builder()
-                .tls_backend_preconfigured(self.fleet.client()?)
-                .no_proxy()
-                .build()?;
-            let answer = client.get(format!("{}/metrics", self.url())).send().await?;
+            let url = format!("http://{}/metrics", self.service.admin_address());
+            let answer = http_client()?.get(url).send().await?;
             let text = answer.error_for_status()?.text().await?;
             let name = format!("flotilla_tracker_{name} ");
             let value = text.lines().find_map(|line| line.strip_prefix(&name));

@@ -90,7 +90,7 @@ async fn documentation_lists_every_metric_with_its_labels() {
     let peer = format!("http://{}/flotilla", region.peers()[0].mirror_addr());
     for (service, url) in [
         ("origin", region.origin_url()),
-        ("tracker", region.tracker_url()),
+        ("tracker", region.tracker_admin_url()),
         ("peer", peer),
     ] {
         let text = http_client()

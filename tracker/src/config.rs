@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use flotilla_common::tracker as machine;
+use flotilla_runtime::admin::AdminSettings;
 use serde::{Deserialize, Serialize};
 
 /// The settings of a tracker. Times are in milliseconds, sizes in bytes. An unknown key is an
@@ -12,8 +13,10 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// The address to listen on. With port 0 the system chooses a free one. Default 127.0.0.1:7070.
+    /// The address for peers. With port 0 the system chooses a free one. Default 127.0.0.1:7070.
     pub listen: SocketAddr,
+    /// The listener for operators. Default a free port on loopback.
+    pub admin: AdminSettings,
     /// The URLs of all trackers of this one's region, itself included, exactly as the peers have
     /// them. Those of other regions share no blobs with it. Empty, the default, if this is the only tracker. The first tracker of a blob by rendezvous
     /// hashing grants its leases.
@@ -84,6 +87,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7070)),
+            admin: AdminSettings::default(),
             trackers: Vec::new(),
             own_url: None,
             min_interval_ms: 5_000,

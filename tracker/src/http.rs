@@ -1,4 +1,4 @@
-//! The tracker's HTTP endpoints: two for peers, the others for operators.
+//! The tracker's HTTP endpoints: those of peers on the public port, those of operators on another.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -35,7 +35,8 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Seconds after which a peer may try again when the tracker is full.
 const RETRY_AFTER_SECS: &str = "30";
 
-pub(crate) fn router(service: Arc<Service>, readiness: Readiness) -> Router {
+/// The endpoints of the public port.
+pub(crate) fn public(service: Arc<Service>, readiness: Readiness) -> Router {
     let limits = &service.config().limits;
     let announce_bytes = DefaultBodyLimit::max(limits.announce_bytes as usize);
     let announce_v1 = post(announce::<v1::AnnounceRequest, v1::AnnounceAnswer>);
@@ -44,6 +45,17 @@ pub(crate) fn router(service: Arc<Service>, readiness: Readiness) -> Router {
     let lease_bytes = DefaultBodyLimit::max(limits.lease_bytes as usize);
     let lease_v1 = post(lease::<v1::LeaseRequest, v1::LeaseAnswer>).layer(lease_bytes);
     let lease = post(lease::<LeaseRequest, LeaseAnswer>).layer(lease_bytes);
+    Router::new()
+        .route(ANNOUNCE_PATH, announce)
+        .route(v1::ANNOUNCE_PATH, announce_v1)
+        .route(LEASE_PATH, lease)
+        .route(v1::LEASE_PATH, lease_v1)
+        .with_state(service)
+        .merge(admin::health(readiness))
+}
+
+/// The endpoints for operators.
+pub(crate) fn operators(service: Arc<Service>) -> Router {
     let state = Arc::clone(&service);
     let read = move || state.figures();
     let registry = metrics::registry(
@@ -52,13 +64,9 @@ pub(crate) fn router(service: Arc<Service>, readiness: Readiness) -> Router {
         read,
     );
     Router::new()
-        .route(ANNOUNCE_PATH, announce)
-        .route(v1::ANNOUNCE_PATH, announce_v1)
-        .route(LEASE_PATH, lease)
-        .route(v1::LEASE_PATH, lease_v1)
         .route("/admin/swarms", get(swarms))
         .with_state(service)
-        .merge(admin::router(Arc::new(registry), readiness))
+        .merge(admin::metrics(Arc::new(registry)))
 }
 
 /// An announce in the version of `Q`, answered in that of `A`.

@@ -10,8 +10,11 @@
 //! POST /flotilla/v1/announce   wire::tracker::v1, from peers of older builds
 //! POST /flotilla/v1/lease      wire::tracker::LeaseRequest -> LeaseAnswer, parked for a bounded time
 //! GET  /healthz, /readyz       alive; alive and not draining
+//!
+//! on the listener for operators (flotilla_runtime::admin::AdminSettings):
+//! GET  /healthz, /readyz       the same
 //! GET  /metrics                metrics for Prometheus
-//! GET  /admin/swarms           the largest swarms as JSON, for operators
+//! GET  /admin/swarms           the largest swarms as JSON
 //! ```
 
 mod config;
@@ -25,7 +28,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use flotilla_common::tracker::{TrackerCounts, TrackerMachine};
-use flotilla_runtime::admin::Readiness;
+use flotilla_runtime::admin::{self, AdminError, Readiness};
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::http::{HttpServer, ListenerLimits, serve_with};
 use flotilla_runtime::identity::{
@@ -46,6 +49,9 @@ pub enum StartError {
     /// A setting is invalid.
     #[error("tracker configuration: {0}")]
     Config(#[from] InvalidSetting),
+    /// The listener for operators cannot be started.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
     /// The certificate is invalid or unreadable.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -66,6 +72,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Tracker {
     server: HttpServer,
+    admin: HttpServer,
     service: Arc<Service>,
 }
 
@@ -85,6 +92,7 @@ impl Tracker {
         shutdown: &Shutdown,
     ) -> Result<Self, StartError> {
         config.validate()?;
+        config.admin.check(tls.is_some())?;
         let addr = config.listen;
         let listener = TcpListener::bind(addr)
             .await
@@ -103,21 +111,37 @@ impl Tracker {
         let recording = recording::create::<TrackerMachine>(config.record.as_deref())?;
         let service = Service::new(config, tls, clock, shutdown.clone(), recording);
         let service = Arc::new(service);
-        shutdown.spawn(Arc::clone(&service).run_timers());
         let readiness = Readiness::starting(shutdown);
-        let router = http::router(Arc::clone(&service), readiness.clone());
+        let admin = service.config().admin.serve(
+            admin::health(readiness.clone()),
+            http::operators(Arc::clone(&service)),
+            service.identity(),
+            shutdown,
+        );
+        let admin = admin.await?;
+        shutdown.spawn(Arc::clone(&service).run_timers());
+        let router = http::public(Arc::clone(&service), readiness.clone());
         let server = serve_with(listener, router, https, shutdown, limits)
             .map_err(|source| StartError::Listen { addr, source })?;
         // The listener is new, so its counter is not set yet.
         let _ = service.metrics().connections.set(server.connections());
         readiness.set_ready();
-        tracing::info!(address = %server.address(), "tracker started");
-        Ok(Self { server, service })
+        tracing::info!(address = %server.address(), admin = %admin.address(), "tracker started");
+        Ok(Self {
+            server,
+            admin,
+            service,
+        })
     }
 
-    /// The address that it listens on, with the port that the system chose.
+    /// The address for peers, with the port that the system chose.
     pub fn addr(&self) -> SocketAddr {
         self.server.address()
+    }
+
+    /// The address for operators, with the port that the system chose.
+    pub fn admin_addr(&self) -> SocketAddr {
+        self.admin.address()
     }
 
     /// Number of peers in the roster.
@@ -138,5 +162,6 @@ impl Tracker {
     /// Waits until the shutdown starts and every connection has ended.
     pub async fn finished(self) {
         self.server.finished().await;
+        self.admin.finished().await;
     }
 }

@@ -16,7 +16,7 @@ pub(crate) struct Metrics {
     pub(crate) requests: RequestMetrics,
     /// Time from an announce's last byte to its answer.
     pub(crate) handout_seconds: Histogram,
-    /// Of the listener, once it exists.
+    /// Of the public port, once it exists.
     pub(crate) connections: OnceLock<Connections>,
 }
 
@@ -52,9 +52,9 @@ pub(crate) fn registry(
             counts,
         } = read();
         if let Some(connections) = metrics.connections.get() {
-            let help = "Open connections, those of operators included";
+            let help = "Open connections to the port for peers";
             figures.gauge("connections", help, connections.open())?;
-            let help = "Connections accepted";
+            let help = "Connections to the port for peers accepted";
             figures.counter("connections_accepted", help, connections.accepted())?;
         }
         figures.gauge(

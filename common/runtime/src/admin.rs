@@ -6,7 +6,11 @@
 //! | `/readyz`  | 200 when the service is ready; 503 with the reason while it starts or drains |
 //! | `/metrics` | every metric, in the text formats of Prometheus |
 //!
-//! The endpoints may be served without TLS, so they must never change a service or reveal secrets.
+//! `/healthz` and `/readyz` answer on the public port, too. `/metrics`, with the JSON endpoints of
+//! the service below `/admin`, is on a listener of its own ([`AdminSettings`]), which may be
+//! without TLS: these endpoints must never change a service or reveal secrets.
+
+mod listener;
 
 use std::sync::Arc;
 
@@ -17,6 +21,8 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use prometheus_client::registry::Registry;
+
+pub use listener::{AdminClient, AdminError, AdminSettings};
 
 use crate::metrics;
 use crate::shutdown::Shutdown;
@@ -64,12 +70,16 @@ impl Readiness {
     }
 }
 
-/// The admin endpoints. A service merges its own JSON endpoints into this router.
-pub fn router(registry: Arc<Registry>, readiness: Readiness) -> Router {
+/// The endpoints for all clients: `/healthz` and `/readyz`.
+pub fn health(readiness: Readiness) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready).with_state(readiness))
-        .route("/metrics", get(show_metrics).with_state(registry))
+}
+
+/// The endpoint `/metrics`. A service merges its own JSON endpoints into this router.
+pub fn metrics(registry: Arc<Registry>) -> Router {
+    Router::new().route("/metrics", get(show_metrics).with_state(registry))
 }
 
 async fn ready(State(readiness): State<Readiness>) -> Response {
@@ -105,7 +115,7 @@ mod tests {
     async fn readiness_follows_start_failure_and_drain() {
         let shutdown = Shutdown::new();
         let readiness = Readiness::starting(&shutdown);
-        let router = router(Arc::default(), readiness.clone());
+        let router = health(readiness.clone());
         let not = |reason: &str| (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n"));
         assert_eq!(get_path(&router, "/readyz").await, not("starting"));
         readiness.set_ready();
@@ -134,11 +144,7 @@ mod tests {
             served.clone(),
         );
         served.inc_by(42);
-        let (status, text) = get_path(
-            &router(Arc::new(registry), Readiness::starting(&Shutdown::new())),
-            "/metrics",
-        )
-        .await;
+        let (status, text) = get_path(&super::metrics(Arc::new(registry)), "/metrics").await;
         assert_eq!(status, StatusCode::OK);
         assert!(text.contains("flotilla_served_bytes_total 42"), "{text}");
     }

@@ -37,14 +37,14 @@ impl Region {
         Peer::new(name, zone, self.tracker.addr())
     }
 
+    /// The answer of the port for operators.
     pub(crate) async fn get(&self, path: &str) -> (StatusCode, String) {
-        let http = client(client_without_trust().unwrap());
-        let answer = http
-            .get(format!("http://{}{path}", self.tracker.addr()))
-            .send()
-            .await
-            .unwrap();
-        (answer.status(), answer.text().await.unwrap())
+        get(self.tracker.admin_addr(), path).await
+    }
+
+    /// The answer of the public port.
+    pub(crate) async fn get_public(&self, path: &str) -> (StatusCode, String) {
+        get(self.tracker.addr(), path).await
     }
 
     pub(crate) async fn stop(self) {
@@ -149,6 +149,13 @@ impl Peer {
     pub(crate) async fn take(&self, digest: Digest, missing: ChunkMap) -> LeaseAnswer {
         self.ask(digest, take(1, missing, false)).await
     }
+}
+
+async fn get(address: SocketAddr, path: &str) -> (StatusCode, String) {
+    let http = client(client_without_trust().unwrap());
+    let url = format!("http://{address}{path}");
+    let answer = http.get(url).send().await.unwrap();
+    (answer.status(), answer.text().await.unwrap())
 }
 
 pub(crate) fn client(tls: rustls::ClientConfig) -> reqwest::Client {

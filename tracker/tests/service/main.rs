@@ -9,3 +9,4 @@ mod announces;
 mod errors;
 mod harness;
 mod leases;
+mod operators;

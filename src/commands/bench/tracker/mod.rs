@@ -262,7 +262,7 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// Connections that the tracker has accepted, this one included.
+    /// Connections that the tracker has accepted from VMs.
     async fn connections(&self) -> Result<f64, CommandError> {
         self.tracker.metric("connections_accepted_total").await
     }
