@@ -8,12 +8,13 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{ConnectInfo, DefaultBodyLimit, Extension, FromRequest, Query, Request, State};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, FromRequest, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use bincode::{Decode, Encode};
 use flotilla_common::codec::{self, CodecError};
+use flotilla_common::name::PeerId;
 use flotilla_common::time::Time;
 use flotilla_common::wire::tracker::{
     ANNOUNCE_PATH, AnnounceAnswer, AnnounceRequest, LEASE_PATH, LeaseAnswer, LeaseRequest, v1,
@@ -72,9 +73,8 @@ pub(crate) fn operators(service: Arc<Service>) -> Router {
 /// An announce in the version of `Q`, answered in that of `A`.
 async fn announce<Q, A>(
     State(service): State<Arc<Service>>,
-    Extension(identity): Extension<ClientIdentity>,
     ConnectInfo(client): ConnectInfo<SocketAddr>,
-    RequestBody(body): RequestBody,
+    PeerRequest(request): PeerRequest,
 ) -> Response
 where
     Q: Decode<()> + Into<AnnounceRequest>,
@@ -82,8 +82,9 @@ where
 {
     let started = service.clock().now();
     let answer = || -> Result<Response, RejectedRequest> {
-        let request: Q = codec::decode(&body?)?;
-        let answer = service.announce(request.into(), identity.peer(), client.ip())?;
+        let (peer, body) = request?;
+        let request: Q = codec::decode(&body)?;
+        let answer = service.announce(request.into(), peer.as_ref(), client.ip())?;
         Ok(encoded(codec::encode(&A::from(answer))))
     };
     let response = answered(&service, "announce", started, answer());
@@ -97,8 +98,7 @@ where
 /// A request about leases in the version of `Q`, answered in that of `A`.
 async fn lease<Q, A>(
     State(service): State<Arc<Service>>,
-    Extension(identity): Extension<ClientIdentity>,
-    RequestBody(body): RequestBody,
+    PeerRequest(request): PeerRequest,
 ) -> Response
 where
     Q: Decode<()> + Into<LeaseRequest>,
@@ -106,8 +106,9 @@ where
 {
     let started = service.clock().now();
     let answer = async || -> Result<Response, RejectedRequest> {
-        let request: Q = codec::decode(&body?)?;
-        let answer = service.lease(request.into(), identity.peer()).await?;
+        let (peer, body) = request?;
+        let request: Q = codec::decode(&body)?;
+        let answer = service.lease(request.into(), peer.as_ref()).await?;
         Ok(encoded(codec::encode(&A::from(answer))))
     };
     let answer = answer().await;
@@ -133,16 +134,22 @@ fn elapsed(service: &Service, started: Time) -> Duration {
     service.clock().now().saturating_since(started)
 }
 
-/// The body of a peer's request, or why it cannot be read.
-struct RequestBody(Result<Bytes, RejectedRequest>);
+/// A request of a peer: the id in its certificate, if the tracker has TLS, and the body. Or why it
+/// is rejected: without a certificate before its body is read.
+struct PeerRequest(Result<(Option<PeerId>, Bytes), RejectedRequest>);
 
-impl<S: Send + Sync> FromRequest<S> for RequestBody {
+impl FromRequest<Arc<Service>> for PeerRequest {
     type Rejection = Infallible;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, Infallible> {
-        let body = timeout(BODY_TIMEOUT, Bytes::from_request(request, state)).await;
+    async fn from_request(request: Request, service: &Arc<Service>) -> Result<Self, Infallible> {
+        let identity = request.extensions().get::<ClientIdentity>();
+        let peer = identity.and_then(ClientIdentity::peer).cloned();
+        if peer.is_none() && service.identity().is_some() {
+            return Ok(Self(Err(RejectedRequest::NoCertificate)));
+        }
+        let body = timeout(BODY_TIMEOUT, Bytes::from_request(request, service)).await;
         let body = body.map_err(|_| RejectedRequest::BodyTimeout);
-        Ok(Self(body.and_then(|body| Ok(body?))))
+        Ok(Self(body.and_then(|body| Ok((peer, body?)))))
     }
 }
 
@@ -176,6 +183,11 @@ fn encoded(answer: Result<Vec<u8>, CodecError>) -> Response {
 /// Why a peer's request is rejected.
 #[derive(Debug, thiserror::Error)]
 enum RejectedRequest {
+    #[error(
+        "this tracker requires a client certificate of a peer; set tls-cert and tls-key to those \
+         that `flotilla pki issue --peer ID` created"
+    )]
+    NoCertificate,
     #[error("read request body: {}", .0.body_text())]
     Body(#[from] BytesRejection),
     #[error("read request body: not complete after {} s; send it at once", BODY_TIMEOUT.as_secs())]
@@ -192,7 +204,7 @@ impl IntoResponse for RejectedRequest {
         let status = match self {
             Self::Body(rejection) => rejection.status(),
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::Request(RequestError::OtherIdentity { .. } | RequestError::NoIdentity { .. }) => {
+            Self::NoCertificate | Self::Request(RequestError::OtherIdentity { .. }) => {
                 StatusCode::FORBIDDEN
             }
             Self::Request(RequestError::TooManyPeers | RequestError::TooManyZones) => {

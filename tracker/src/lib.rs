@@ -43,6 +43,10 @@ pub use config::{Config, InvalidSetting, LeaseConfig, LimitsConfig};
 use service::Service;
 pub use state::SwarmStatus;
 
+/// With TLS, connections at once of clients without a certificate. They are for health checks:
+/// peers have certificates.
+const ANONYMOUS_CONNECTIONS: usize = 64;
+
 /// Why a tracker could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -78,7 +82,8 @@ pub struct Tracker {
 
 impl Tracker {
     /// Binds and serves until `shutdown`. With `tls`, it serves HTTPS only, reloads the certificate
-    /// when its files change, and a peer must announce under the id in its own certificate.
+    /// when its files change, and a peer must announce under the id in its own certificate. The
+    /// handshake does not demand one, because health checks have none; the endpoints of peers do.
     ///
     /// All tasks are spawned through `shutdown`, whose `drain` waits for them; parked requests are
     /// answered when it starts.
@@ -99,6 +104,7 @@ impl Tracker {
             .map_err(|source| StartError::Listen { addr, source })?;
         let limits = ListenerLimits {
             connections: config.limits.connections as usize,
+            anonymous: ANONYMOUS_CONNECTIONS,
             ..ListenerLimits::default()
         };
         let https = tls

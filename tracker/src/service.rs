@@ -27,7 +27,8 @@ const DRAINING_WAIT: Duration = Duration::from_secs(1);
 pub(crate) struct Service {
     config: Config,
     state: Mutex<State>,
-    /// With an identity, every peer must have a certificate with its id.
+    /// With an identity, every peer must have a certificate with its id; the endpoints check that
+    /// there is one.
     identity: Option<Identity>,
     clock: Clock,
     /// The machine's next deadline is earlier than the one that the timer task sleeps for.
@@ -79,7 +80,7 @@ impl Service {
         identity: Option<&PeerId>,
         client: IpAddr,
     ) -> Result<AnnounceAnswer, RequestError> {
-        self.check_identity(identity, &request.peer.id)?;
+        check_identity(identity, &request.peer.id)?;
         self.with_state(|state| state.announce(self.clock.now(), request, client))
     }
 
@@ -89,7 +90,7 @@ impl Service {
         request: LeaseRequest,
         identity: Option<&PeerId>,
     ) -> Result<LeaseAnswer, RequestError> {
-        self.check_identity(identity, &request.peer)?;
+        check_identity(identity, &request.peer)?;
         let answer = self.with_state(|state| state.lease(self.clock.now(), request))?;
         let draining = LeaseAnswer::Wait {
             retry_ms: DRAINING_WAIT.as_millis() as u32,
@@ -121,23 +122,6 @@ impl Service {
         self.lock().figures()
     }
 
-    fn check_identity(
-        &self,
-        certified: Option<&PeerId>,
-        claimed: &PeerId,
-    ) -> Result<(), RequestError> {
-        match certified {
-            None if self.identity.is_some() => Err(RequestError::NoIdentity {
-                claimed: claimed.clone(),
-            }),
-            Some(certified) if certified != claimed => Err(RequestError::OtherIdentity {
-                certified: certified.clone(),
-                claimed: claimed.clone(),
-            }),
-            _ => Ok(()),
-        }
-    }
-
     fn with_state<R>(&self, act: impl FnOnce(&mut State) -> R) -> R {
         let mut state = self.lock();
         let result = act(&mut state);
@@ -151,5 +135,16 @@ impl Service {
         // A panic under the lock fails one request. The state that it leaves is soft: the next
         // announces repair it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A peer speaks only for itself. Without TLS it has no certificate, and its word is taken.
+fn check_identity(certified: Option<&PeerId>, claimed: &PeerId) -> Result<(), RequestError> {
+    match certified {
+        Some(certified) if certified != claimed => Err(RequestError::OtherIdentity {
+            certified: certified.clone(),
+            claimed: claimed.clone(),
+        }),
+        _ => Ok(()),
     }
 }

@@ -39,10 +39,6 @@ pub(crate) enum RequestError {
     Progress { digest: Digest, progress: u8 },
     #[error("chunk count mismatch for {digest}: request says {chunks}")]
     ChunkCount { digest: Digest, chunks: u32 },
-    #[error(
-        "peer {claimed} has no client certificate; this tracker requires one with the peer's id"
-    )]
-    NoIdentity { claimed: PeerId },
     #[error("peer id mismatch: the message says {claimed}, the certificate {certified}")]
     OtherIdentity { certified: PeerId, claimed: PeerId },
     #[error("the tracker is full; run more trackers")]

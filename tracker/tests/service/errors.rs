@@ -6,17 +6,14 @@ use flotilla_common::chunk_map::ChunkMap;
 use flotilla_common::codec;
 use flotilla_common::wire::tracker::{ANNOUNCE_PATH, LEASE_PATH, LeaseRequest};
 use flotilla_runtime::clock::Clock;
-use flotilla_runtime::identity::{CertificateAuthority, Identity, Issued, client_trusting};
-use flotilla_runtime::shutdown::{Drained, Shutdown};
+use flotilla_runtime::shutdown::Shutdown;
 use flotilla_tracker::{Config, LimitsConfig, StartError, Tracker};
 use reqwest::StatusCode;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::harness::{DRAIN, Peer, Region, blob, client, config, take, wanted};
-
-const DAY: Duration = Duration::from_secs(86_400);
+use crate::harness::{Region, blob, config, take, wanted};
 
 #[tokio::test]
 async fn bad_requests_get_status_and_reason() {
@@ -94,59 +91,6 @@ async fn request_whose_body_does_not_arrive_ends() {
     assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
     assert!(answer.contains("not complete after 5 s"), "{answer}");
     region.stop().await;
-}
-
-#[tokio::test]
-async fn peer_id_must_match_the_certificate() {
-    let fleet = CertificateAuthority::create(Clock::system()).unwrap();
-    let directory = tempfile::tempdir().unwrap();
-    let authority = directory.path().join("ca.pem");
-    std::fs::write(&authority, fleet.certificate_pem()).unwrap();
-    let identity = |issued: Issued| {
-        Identity::from_pem(
-            &issued.certificate_pem,
-            &issued.key_pem,
-            fleet.certificate_pem(),
-            Clock::system(),
-        )
-        .unwrap()
-    };
-    let server = identity(
-        fleet
-            .issue_server(&["127.0.0.1".to_owned()], None, DAY)
-            .unwrap(),
-    );
-    let shutdown = Shutdown::new();
-    let tracker = Tracker::start(config(), Some(server), Clock::system(), &shutdown)
-        .await
-        .unwrap();
-    let url = format!("https://{}{ANNOUNCE_PATH}", tracker.addr());
-    let announced_as = async |claimed: &str, tls: rustls::ClientConfig| {
-        let http = client(tls);
-        let request = Peer::new(claimed, "a", tracker.addr()).request(true, Vec::new());
-        let answer = http
-            .post(&url)
-            .body(codec::encode(&request).unwrap())
-            .send()
-            .await
-            .unwrap();
-        (answer.status(), answer.text().await.unwrap_or_default())
-    };
-    let peer = identity(fleet.issue_peer(&"peer".parse().unwrap(), DAY).unwrap());
-    assert_eq!(
-        announced_as("peer", peer.https_client().unwrap()).await.0,
-        StatusCode::OK
-    );
-    let (status, text) = announced_as("other", peer.https_client().unwrap()).await;
-    assert_eq!(status, StatusCode::FORBIDDEN);
-    assert_eq!(
-        text,
-        "peer id mismatch: the message says other, the certificate peer\n"
-    );
-    let (status, text) = announced_as("peer", client_trusting(&authority).unwrap()).await;
-    assert_eq!(status, StatusCode::FORBIDDEN, "{text}");
-    assert_eq!(tracker.peer_count(), 1);
-    assert_eq!(shutdown.drain(DRAIN).await, Drained::Complete);
 }
 
 #[tokio::test]

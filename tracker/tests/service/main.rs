@@ -10,3 +10,4 @@ mod errors;
 mod harness;
 mod leases;
 mod operators;
+mod tls;

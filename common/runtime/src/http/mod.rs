@@ -3,8 +3,8 @@
 //! This module adds to hyper:
 //! - the client's identity: [`ClientIdentity`] and `ConnectInfo<SocketAddr>` are in the extensions
 //!   of each request;
-//! - limits: on connections, and timeouts for the request head, the client's reads, the TLS
-//!   handshake and the drain;
+//! - limits: on connections, also on those of clients without a certificate alone, and timeouts for
+//!   the request head, the client's reads, the TLS handshake and the drain;
 //! - file bodies that the kernel sends without a copy through this process: [`FileSender`];
 //! - responses from memory that bypass the router ([`Responder`]), on one thread per core
 //!   ([`Workers`]);
@@ -96,6 +96,10 @@ pub struct ListenerLimits {
     /// Connections beyond `connections`, whose requests carry [`OverLimit`]. Further connections
     /// wait in the kernel's queue. Default 0.
     pub reserve: usize,
+    /// With TLS, connections at once of clients that show no certificate of the fleet, as a part of
+    /// `connections`. Further ones are closed after the handshake. Default: as many as
+    /// `connections`.
+    pub anonymous: usize,
     /// Timeout for a whole request head, and for the next request of an idle connection. Default
     /// 120 s, longer than common clients keep idle connections, so that the client closes first.
     pub head_timeout: Duration,
@@ -115,6 +119,7 @@ impl Default for ListenerLimits {
         Self {
             connections: 8192,
             reserve: 0,
+            anonymous: usize::MAX,
             head_timeout: Duration::from_secs(120),
             handshake_timeout: Duration::from_secs(10),
             write_timeout: Duration::from_secs(300),
@@ -225,6 +230,7 @@ pub fn serve_with(
         accepted: Arc::default(),
     };
     let service = Arc::new(HttpService {
+        anonymous: Semaphore::new(limits.anonymous.min(Semaphore::MAX_PERMITS)),
         http,
         responder: responder.into(),
         tls: tls.map(TlsAcceptor::from),
@@ -251,6 +257,8 @@ struct HttpService {
     responder: Responder,
     tls: Option<TlsAcceptor>,
     connections: Connections,
+    /// One permit per TLS connection without an identity.
+    anonymous: Semaphore,
     limits: ListenerLimits,
     shutdown: Shutdown,
 }
@@ -372,6 +380,16 @@ impl HttpService {
                 stream.get_mut().1.set_buffer_limit(Some(ENCRYPTED_LEN));
                 let session = stream.get_ref().1;
                 info.identity = ClientIdentity::of(session);
+                // Clients without a certificate must not take the connections of members.
+                let anonymous = info
+                    .identity
+                    .0
+                    .is_none()
+                    .then(|| self.anonymous.try_acquire());
+                let Ok(_anonymous) = anonymous.transpose() else {
+                    tracing::debug!(%client, "too many connections without a certificate; connection closed");
+                    return Box::pin(close(stream, self.limits.linger_timeout)).await;
+                };
                 let is_http2 = session.alpn_protocol() == Some(http2::ALPN);
                 let version = if is_http2 {
                     Version::HTTP_2
