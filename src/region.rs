@@ -113,6 +113,11 @@ impl RunningPeer {
         self.peer.mirror_addr()
     }
 
+    /// The address of the peer's listener for operators.
+    pub fn admin_addr(&self) -> SocketAddr {
+        self.peer.admin_addr()
+    }
+
     /// The peer's statistics so far.
     pub fn stats(&self) -> Stats {
         self.peer.stats()
@@ -128,6 +133,7 @@ pub struct Region {
     rate: Option<BitRate>,
     origin: Option<Origin>,
     origin_addr: SocketAddr,
+    origin_admin_addr: SocketAddr,
     origin_bytes: u64,
     is_https: bool,
     /// The origins of other regions, in the order in which peers prefer them.
@@ -179,6 +185,7 @@ impl Region {
             fleet,
             rate: plan.rate,
             origin_addr: origin.addr(),
+            origin_admin_addr: origin.admin_addr(),
             origin: Some(origin),
             origin_bytes: 0,
             is_https: plan.https,
@@ -272,6 +279,11 @@ impl Region {
     pub fn origin_url(&self) -> String {
         let scheme = if self.is_https { "https" } else { "http" };
         format!("{scheme}://{}", self.origin_addr)
+    }
+
+    /// The URL of the origin's listener for operators.
+    pub fn origin_admin_url(&self) -> String {
+        format!("http://{}", self.origin_admin_addr)
     }
 
     /// The region's name.

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use flotilla_common::name::RegionName;
 use flotilla_common::seal::SealKey;
 use flotilla_common::units::{BitRate, ByteSize};
+use flotilla_runtime::admin::AdminSettings;
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::identity::Identity;
 use flotilla_runtime::rate::Limiter;
@@ -18,6 +19,8 @@ pub use crate::replicas::Replicas;
 pub struct Config {
     /// The address on which it serves clients; port 0 lets the system choose.
     pub listen: SocketAddr,
+    /// The listener for operators. Default a free port on loopback.
+    pub admin: AdminSettings,
     /// Its storage: `file:///dir`, `s3://bucket/prefix`, `gs://bucket/prefix`,
     /// `az://container/prefix` or `memory:///`.
     pub storage: String,
@@ -63,6 +66,7 @@ impl Config {
     ) -> Self {
         Self {
             listen,
+            admin: AdminSettings::default(),
             storage: storage.into(),
             region,
             seal_key,
@@ -137,8 +141,7 @@ pub struct Limits {
     /// Memory for large pieces of blobs on their way to clients, where bytes are copied through
     /// this process. Default 16 MiB; a response that finds none free sends pieces of 16 KiB.
     pub pull_buffers: ByteSize,
-    /// Concurrent connections. Default 8192; 128 more are answered 503, except for health and
-    /// metrics.
+    /// Concurrent connections. Default 8192; 128 more are answered 503, except for health.
     pub connections: usize,
     /// Concurrent requests, from their head to the last byte of their response. Default 4096; more
     /// are refused (429).

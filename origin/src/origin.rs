@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use flotilla_common::name::RegionName;
-use flotilla_runtime::admin::Readiness;
+use flotilla_runtime::admin::{AdminError, Readiness};
 use flotilla_runtime::http::{self as http_server, HttpServer, Workers, serve_with};
 use flotilla_runtime::identity::{ClientAuth, IdentityError, ReloadTiming, reload_on_change};
 use flotilla_runtime::listen::listen_hint;
@@ -17,7 +17,7 @@ use tokio::runtime::Handle;
 use crate::admission::Admission;
 use crate::config::{Config, Limits};
 use crate::format::{self, Format, FormatError};
-use crate::http::{self, Api, RegionServer, SendBuffers};
+use crate::http::{self, Api, RegionServer, SendBuffers, operators};
 use crate::metrics::Metrics;
 use crate::policy::{LivePolicy, PolicyStartError, Region};
 use crate::readiness::StorageHealth;
@@ -91,6 +91,9 @@ pub enum StartError {
     /// The certificate cannot be used.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// The listener for operators cannot be started.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
     /// The address cannot be bound.
     #[error("listen on {address}: {source}{}", listen_hint(source))]
     Listen {
@@ -105,6 +108,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Origin {
     address: SocketAddr,
+    admin: SocketAddr,
     replica_port: Option<ReplicaPort>,
     invalidator: Arc<Invalidator>,
     policy: LivePolicy,
@@ -171,14 +175,19 @@ impl Origin {
             None => None,
         };
         invalidator.keep_leases(&shutdown);
+        let (health, private) = (operators::health(&api), operators::private(&api));
+        let identity = config.tls.as_ref();
+        let admin = config.admin.serve(health, private, identity, &shutdown);
+        let admin = admin.await?.address();
         let workers = start_workers(config.threads)?;
         let server = listen_for_clients(&config, &api, workers.clone(), &shutdown).await?;
         api.metrics.set_connections(server.connections());
         api.readiness.set_ready();
         let address = server.address();
-        tracing::info!(%address, storage = config.storage, %storage_id, "origin started");
+        tracing::info!(%address, %admin, storage = config.storage, %storage_id, "origin started");
         Ok(Self {
             address,
+            admin,
             replica_port,
             invalidator,
             policy,
@@ -194,6 +203,11 @@ impl Origin {
     /// The address on which it serves clients.
     pub const fn addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The address on which it serves operators.
+    pub const fn admin_addr(&self) -> SocketAddr {
+        self.admin
     }
 
     /// The address on which it accepts messages from other replicas.
@@ -230,6 +244,7 @@ impl Origin {
 }
 
 fn validate(config: &Config) -> Result<(), StartError> {
+    config.admin.check(config.tls.is_some())?;
     if config.limits.upload_lifetime >= config.horizons.horizon {
         return Err(StartError::UploadLifetime(
             config.limits.upload_lifetime,

@@ -12,6 +12,7 @@ use flotilla_common::seal::TrustedKeys;
 use flotilla_common::swarm::SwarmConfig;
 use flotilla_common::tracker::TrackerUrl;
 use flotilla_common::units::{BitRate, ByteSize};
+use flotilla_runtime::admin::AdminSettings;
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::identity::{Identity, LiveKeys};
 
@@ -38,6 +39,8 @@ pub struct Config {
     /// The address of the mirror. Use loopback: every client that reaches the mirror can pull what
     /// this machine can pull. Default 127.0.0.1:5001.
     pub mirror: SocketAddr,
+    /// The listener for operators. Default a free port on loopback.
+    pub admin: AdminSettings,
     /// The UDP address for neighbours. Default 0.0.0.0:5002.
     pub quic: SocketAddr,
     /// The address that neighbours dial, if it differs from the bound one. The tracker replaces an
@@ -109,6 +112,7 @@ impl Config {
             identity,
             trusted_keys: TrustedKeys::none().into(),
             mirror: MIRROR,
+            admin: AdminSettings::default(),
             quic: QUIC,
             advertised: None,
             origins: Vec::new(),
@@ -151,6 +155,8 @@ impl Config {
                     .to_owned());
             }
         }
+        let admin = self.admin.check(true);
+        admin.map_err(|error| error.to_string())?;
         let origins = self.origins.iter().map(|origin| ("origin", &origin.url));
         let trackers = self.trackers.iter().map(|it| ("tracker", &it.url));
         for (key, url) in origins.chain(trackers) {

@@ -39,6 +39,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use flotilla_common::name::PeerId;
+use flotilla_runtime::admin::Readiness;
 use flotilla_runtime::identity::{ReloadTiming, reload_on_change};
 use flotilla_runtime::open_files::raise_limit;
 use flotilla_runtime::shutdown::Shutdown;
@@ -63,7 +64,8 @@ pub use transport::{
 use handles::{Handles, Shutdowns};
 use open_files::OpenFilesBudget;
 use start::{
-    connect_upstream, join_network, mirror_limits, open_stores, queues, serve_mirror, start_driver,
+    connect_upstream, create_mirror, join_network, mirror_limits, open_stores, queues,
+    serve_mirror, serve_operators, start_driver,
 };
 use store::run_blocking;
 use telemetry::Telemetry;
@@ -78,6 +80,7 @@ const TASK_DRAIN: Duration = Duration::from_secs(1);
 pub struct Peer {
     id: PeerId,
     mirror: SocketAddr,
+    admin: SocketAddr,
     quic: SocketAddr,
     handles: Handles,
     shutdowns: Shutdowns,
@@ -127,15 +130,21 @@ impl Peer {
         );
         start_driver(&config, &handles, events, &shutdowns.tasks)?;
         let listener = (listener, mirror_limits(&budget));
-        let mirror = serve_mirror(&config, &handles, queues.commands, listener, &shutdowns)?;
+        let (mirror, metrics) = create_mirror(&config, &handles, queues.commands, &shutdowns);
+        let readiness = Readiness::starting(&shutdowns.mirror);
+        let admin = Arc::clone(&mirror);
+        let admin = serve_operators(&config, admin, metrics, readiness.clone(), &shutdowns).await?;
+        let mirror = serve_mirror(&config, mirror, listener, &shutdowns)?;
+        readiness.set_ready();
         let transport = &handles.network.transport;
         let quic = transport
             .local_addr()
             .map_err(StartError::listen(config.quic))?;
-        tracing::info!(id = %config.id, %mirror, %quic, "peer started");
+        tracing::info!(id = %config.id, %mirror, %quic, %admin, "peer started");
         Ok(Self {
             id: config.id,
             mirror,
+            admin,
             quic,
             handles,
             shutdowns,
@@ -150,6 +159,11 @@ impl Peer {
     /// The address for the container runtime.
     pub const fn mirror_addr(&self) -> SocketAddr {
         self.mirror
+    }
+
+    /// The address for operators.
+    pub const fn admin_addr(&self) -> SocketAddr {
+        self.admin
     }
 
     /// The UDP address for neighbours.

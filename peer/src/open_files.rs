@@ -6,8 +6,9 @@ use core::fmt::Display;
 const LEAST: u64 = 256;
 /// Below this limit, a warning says what it restricts.
 const ENOUGH: u64 = 4096;
-/// For connections to origins and trackers, sockets, records that are saved, and the log.
-const OTHERS: u64 = 128;
+/// For connections to origins and trackers and of operators, sockets, records that are saved, and
+/// the log.
+const OTHERS: u64 = 160;
 /// A connection of the container runtime may also need a connection to an origin and a data file
 /// that is closed for other purposes already.
 const PER_CONNECTION: u64 = 3;

@@ -9,12 +9,14 @@ use flotilla_common::swarm::{PeerMachine, SwarmConfig};
 use flotilla_common::tracker::TrackerSession;
 use flotilla_common::wire::peer::About;
 use flotilla_common::wire::tracker::PeerInfo;
+use flotilla_runtime::admin::{self, AdminError, Readiness};
 use flotilla_runtime::http::{self, ListenerLimits};
 use flotilla_runtime::listen::listen_hint;
 use flotilla_runtime::metrics::RequestMetrics;
 use flotilla_runtime::rate::Limiter;
 use flotilla_runtime::recording::{self, RecordingError};
 use flotilla_runtime::shutdown::Shutdown;
+use prometheus_client::registry::Registry;
 use rand::RngExt;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -58,6 +60,9 @@ pub enum StartError {
         /// The cause.
         source: io::Error,
     },
+    /// The listener for operators cannot be started.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
     /// A recording cannot be created.
     #[error(transparent)]
     Record(#[from] RecordingError),
@@ -250,14 +255,13 @@ pub(crate) fn mirror_limits(budget: &OpenFilesBudget) -> ListenerLimits {
     }
 }
 
-/// Serves the mirror on `listener`; returns its address.
-pub(crate) fn serve_mirror(
+/// Makes the mirror, and the metrics of the peer.
+pub(crate) fn create_mirror(
     config: &Config,
     handles: &Handles,
     commands: Commands,
-    (listener, limits): (TcpListener, ListenerLimits),
     shutdowns: &Shutdowns,
-) -> Result<SocketAddr, StartError> {
+) -> (Arc<Mirror>, Registry) {
     let requests = RequestMetrics::default();
     let sources = MetricSources {
         telemetry: Arc::clone(&handles.telemetry),
@@ -284,7 +288,33 @@ pub(crate) fn serve_mirror(
         commands,
     );
     let registries = config.registries.clone();
-    let mirror = Mirror::new(context, pull_starter, registries, requests, metrics);
+    let mirror = Mirror::new(context, pull_starter, registries, requests);
+    (mirror, metrics)
+}
+
+/// Serves operators until all other tasks end, so that they see the drain; returns the address.
+pub(crate) async fn serve_operators(
+    config: &Config,
+    mirror: Arc<Mirror>,
+    metrics: Registry,
+    readiness: Readiness,
+    shutdowns: &Shutdowns,
+) -> Result<SocketAddr, StartError> {
+    let (health, private) = (admin::health(readiness), mirror::operators(mirror, metrics));
+    let identity = Some(&config.identity);
+    let served = config
+        .admin
+        .serve(health, private, identity, &shutdowns.tasks);
+    Ok(served.await?.address())
+}
+
+/// Serves the mirror on `listener`; returns its address.
+pub(crate) fn serve_mirror(
+    config: &Config,
+    mirror: Arc<Mirror>,
+    (listener, limits): (TcpListener, ListenerLimits),
+    shutdowns: &Shutdowns,
+) -> Result<SocketAddr, StartError> {
     let router = mirror::router(mirror);
     let server = http::serve_with(listener, router, None, &shutdowns.mirror, limits)
         .map_err(StartError::listen(config.mirror))?;

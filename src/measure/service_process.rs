@@ -151,7 +151,7 @@ impl ListeningEvent {
         let address = |field| event.get(field)?.as_str()?.parse().ok();
         Some(Addresses {
             clients: address(self.address_field)?,
-            operators: address("admin").unwrap_or(Addresses::NONE.operators),
+            operators: address("admin")?,
         })
     }
 }

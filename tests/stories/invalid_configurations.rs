@@ -179,6 +179,21 @@ fn invalid_values_name_the_key_and_the_fix() {
         ),
         (
             "tracker",
+            "admin-listen = '0.0.0.0:7071'".to_owned(),
+            ["admin-listen 0.0.0.0:7071 is not", "set admin-open"],
+        ),
+        (
+            "tracker",
+            "admin-clients = ['monitoring']".to_owned(),
+            ["key 'admin-clients'", "write peer:ID or origin:REGION"],
+        ),
+        (
+            "peer",
+            with(&format!("{origin}admin-listen = '0.0.0.0:5101'")),
+            ["admin-listen 0.0.0.0:5101 is not", "set admin-open"],
+        ),
+        (
+            "tracker",
             "own-url = 'http://t1:7070'".to_owned(),
             ["own-url must be one of trackers", "or neither"],
         ),

@@ -87,9 +87,9 @@ async fn documentation_lists_every_metric_with_its_labels() {
     region.add_peers(1).await;
     let pull = region.pull(0);
     region.finish_pull(pull).await;
-    let peer = format!("http://{}/flotilla", region.peers()[0].mirror_addr());
+    let peer = format!("http://{}", region.peers()[0].admin_addr());
     for (service, url) in [
-        ("origin", region.origin_url()),
+        ("origin", region.origin_admin_url()),
         ("tracker", region.tracker_admin_url()),
         ("peer", peer),
     ] {
@@ -110,10 +110,7 @@ async fn documentation_lists_every_metric_with_its_labels() {
 async fn mirror_request_counters_start_at_zero() {
     let mut region = TestRegion::with_image(ByteSize(1 << 20), None).await;
     region.add_peers(1).await;
-    let url = format!(
-        "http://{}/flotilla/metrics",
-        region.peers()[0].mirror_addr()
-    );
+    let url = format!("http://{}/metrics", region.peers()[0].admin_addr());
     let text = http_client()
         .unwrap()
         .get(url)

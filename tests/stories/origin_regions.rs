@@ -81,7 +81,7 @@ async fn check_compares_the_regions() {
 
     // All metrics have samples once something was copied, and read by a client.
     regions.get(1, "/v2/app/tags/list").await;
-    let text = regions.get(1, "/metrics").await;
+    let text = regions.metrics(1).await;
     let mut exported = exported(&text);
     exported.retain(|name, _| {
         let is_other = name.starts_with("flotilla_origin_region_takes");

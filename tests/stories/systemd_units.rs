@@ -58,6 +58,8 @@ fn write_configuration(service: &str, root: &str) {
         .replace("0.0.0.0:5002", "127.0.0.1:0")
         .replace("0.0.0.0:7070", "127.0.0.1:0")
         .replace("127.0.0.1:7071", "127.0.0.1:0")
+        .replace("127.0.0.1:5100", "127.0.0.1:0")
+        .replace("127.0.0.1:5101", "127.0.0.1:0")
         .replace("127.0.0.1:5001", "127.0.0.1:0");
     fs::write(format!("{root}/etc/{service}.toml"), here).unwrap();
 }

@@ -7,6 +7,7 @@ mod blob_body;
 mod blobs;
 mod error;
 mod manifests;
+pub(crate) mod operators;
 mod peers;
 mod region_list;
 mod regional;
@@ -125,7 +126,7 @@ async fn handle(State(api): State<Arc<Api>>, mut request: Request<Body>) -> Resp
 /// The permits of a request: one, and another one if it comes from another region.
 type RequestPermits = [Option<Permit>; 2];
 
-/// The permits for a request. Health and metrics need none.
+/// The permits for a request. Health needs none.
 fn admit(
     api: &Api,
     route: &Route,
@@ -134,7 +135,7 @@ fn admit(
 ) -> Result<RequestPermits, ApiError> {
     let admission = &api.admission;
     match route {
-        Route::Health | Route::Ready | Route::Metrics => Ok([None, None]),
+        Route::Health | Route::Ready => Ok([None, None]),
         _ if is_over_limit => Err(admission.refuse(Overload::Connections).into()),
         Route::Region(endpoint) if is_from_region && endpoint.is_question() => {
             Ok([None, Some(admission.admit_region_question()?)])
@@ -357,9 +358,6 @@ async fn serve_all_but_pulls(
         Route::Ping if is_read(&method) => Ok(json("{}")),
         Route::Health if is_read(&method) => Ok(text("ok\n")),
         Route::Ready if is_read(&method) => peers::ready(api).await,
-        Route::Metrics if is_read(&method) => {
-            Ok(api.metrics.respond(&api.registry, &parts.headers))
-        }
         Route::Keys if is_read(&method) => Ok(peers::keys(api)),
         Route::Regions if is_read(&method) => region_list::respond(api, query),
         Route::Closure if method == Method::POST => {

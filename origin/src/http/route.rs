@@ -46,7 +46,6 @@ pub(super) enum Route {
     Regions,
     Health,
     Ready,
-    Metrics,
 }
 
 /// An endpoint for origins of other regions (`flotilla_common::wire::region`).
@@ -82,7 +81,7 @@ impl Route {
             Self::Keys => "keys",
             Self::Region(_) => REGION,
             Self::Regions => "regions",
-            Self::Health | Self::Ready | Self::Metrics => "admin",
+            Self::Health | Self::Ready => "admin",
         }
     }
 }
@@ -102,7 +101,6 @@ pub(super) fn route(method: &Method, path: &str) -> Result<Route, ApiError> {
         region_list::REGIONS_PATH => return Ok(Route::Regions),
         "/healthz" => return Ok(Route::Health),
         "/readyz" => return Ok(Route::Ready),
-        "/metrics" => return Ok(Route::Metrics),
         _ => {}
     }
     if !has_valid_escapes(path) {

@@ -280,7 +280,7 @@ async fn expired_tag_is_served_stale_with_warning() {
     let answer = client.get("/v2/app/manifests/v1").await;
     assert!(header(&answer, "warning").starts_with("299 - "));
     assert_eq!(answer.bytes().await.unwrap(), pushed);
-    let metrics = client.get("/metrics").await.text().await.unwrap();
+    let metrics = client.metrics().await;
     assert!(
         metrics.contains("flotilla_origin_stale_answers_total 1"),
         "{metrics}"

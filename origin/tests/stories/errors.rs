@@ -160,7 +160,7 @@ async fn health_and_metrics() {
     assert_eq!(client.get("/v2/").await.status(), StatusCode::OK);
     assert_eq!(client.get("/healthz").await.status(), StatusCode::OK);
     assert_eq!(client.get("/readyz").await.status(), StatusCode::OK);
-    let metrics = client.get("/metrics").await.text().await.unwrap();
+    let metrics = client.metrics().await;
     assert!(
         metrics.contains("flotilla_origin_http_requests_total{route=\"ping\",code=\"200\"} 1"),
         "{metrics}"
@@ -257,4 +257,24 @@ async fn different_horizons_fail_the_start() {
     };
     let outcome = Origin::start_on(other, std::sync::Arc::clone(&region.storage)).await;
     assert!(matches!(outcome, Err(StartError::Format(_))));
+}
+
+#[tokio::test]
+async fn operators_have_a_port_of_their_own() {
+    let region = Region::start(1).await;
+    let client = region.client(0);
+    let operators = Registry::at(region.origins[0].admin_addr());
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!(client.get(path).await.status(), StatusCode::OK, "{path}");
+        assert_eq!(operators.get(path).await.status(), StatusCode::OK, "{path}");
+    }
+    assert_eq!(client.get("/metrics").await.status(), StatusCode::NOT_FOUND);
+    assert!(client.metrics().await.contains("flotilla_origin_"));
+    let registry = operators.get("/v2/").await.status();
+    assert_eq!(registry, StatusCode::NOT_FOUND);
+
+    let mut config = config();
+    config.admin.listen = "0.0.0.0:0".parse().unwrap();
+    let error = Origin::start(config).await.unwrap_err().to_string();
+    assert!(error.contains("set admin-open"), "{error}");
 }

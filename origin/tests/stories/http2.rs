@@ -300,14 +300,7 @@ async fn stalled_stream_is_reset_and_others_continue() {
         connection.abort();
     }
     let client = region.client(0);
-    while !client
-        .get("/metrics")
-        .await
-        .text()
-        .await
-        .unwrap()
-        .contains("requests_under_way 0")
-    {
+    while !client.metrics().await.contains("requests_under_way 0") {
         tokio::task::yield_now().await;
     }
 }

@@ -29,7 +29,7 @@ async fn blob_get_redirects_to_presigned_url() {
     let digest = region.client(0).push_blob("app", bytes.clone()).await;
     let (path, client) = (
         format!("/v2/app/blobs/{digest}"),
-        Registry::without_redirects(region.origins[0].addr()),
+        Registry::without_redirects(region.origins[0].addr()).with_metrics_of(&region.origins[0]),
     );
     let asked = client
         .request(Method::GET, &path)
@@ -64,7 +64,7 @@ async fn blob_get_redirects_to_presigned_url() {
         [""; 0],
         "signing must send no request"
     );
-    let metrics = client.get("/metrics").await.text().await.unwrap();
+    let metrics = client.metrics().await;
     assert!(
         metrics.contains("flotilla_origin_redirects_total 2"),
         "{metrics}"
@@ -151,7 +151,7 @@ async fn skopeo_follows_redirects() {
         .join("image")
         .join(Digest::sha256(&layer).to_string().replace("sha256:", ""));
     assert!(std::fs::read(file).unwrap() == layer);
-    let metrics = region.client(0).get("/metrics").await.text().await.unwrap();
+    let metrics = region.client(0).metrics().await;
     assert!(
         !metrics.contains("flotilla_origin_redirects_total 0"),
         "{metrics}"

@@ -88,7 +88,7 @@ async fn dead_replica_delays_no_change() {
     let storage = memory();
     let alive = start(first, &listed, &storage).await;
     let dead = start(second, &listed, &storage).await;
-    let client = Registry::at(alive.addr());
+    let client = Registry::of(&alive);
     move_tag(&client, 1).await;
     drop(dead);
     // Its listener closes with its last connection.
@@ -104,7 +104,7 @@ async fn dead_replica_delays_no_change() {
     };
     let slowest = timeout(Duration::from_secs(20), changes).await.unwrap();
     assert!(slowest < PROMPT, "{slowest:?}");
-    let metrics = client.get("/metrics").await.text().await.unwrap();
+    let metrics = client.metrics().await;
     assert!(
         metrics.contains("flotilla_origin_changes_told_total{outcome=\"refused\"}"),
         "{metrics}"

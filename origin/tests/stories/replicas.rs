@@ -176,7 +176,7 @@ async fn acknowledged_change_is_seen_at_every_listed_replica() {
             );
         }
     }
-    let metrics = region.client(1).get("/metrics").await.text().await.unwrap();
+    let metrics = region.client(1).metrics().await;
     assert!(
         metrics.contains("flotilla_origin_replicas_listed 3"),
         "{metrics}"
@@ -269,7 +269,7 @@ async fn change_waits_time_to_live_for_unresponsive_replica() {
         let began = Instant::now();
         client.push_image("app", "v1", &[sample(10, count)]).await;
         assert!(began.elapsed() >= ttl);
-        let metrics = client.get("/metrics").await.text().await.unwrap();
+        let metrics = client.metrics().await;
         let metric = format!(
             "flotilla_origin_changes_told_total{{outcome=\"waited_out\"}} {}",
             count + 1
@@ -314,7 +314,7 @@ async fn replica_discovery_by_address_and_name() {
         config.replicas = flotilla_origin::Replicas::at(vec![named.parse().unwrap()]);
     })
     .await;
-    let metrics = region.client(0).get("/metrics").await.text().await.unwrap();
+    let metrics = region.client(0).metrics().await;
     let listed = metrics
         .lines()
         .find_map(|line| line.strip_prefix("flotilla_origin_replicas_listed "));

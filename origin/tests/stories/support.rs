@@ -1,5 +1,6 @@
 //! Test harness: the replicas of a region on one storage, and a client of the OCI distribution API.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -97,7 +98,7 @@ impl Region {
 
     /// A client of one replica.
     pub(crate) fn client(&self, replica: usize) -> Registry {
-        Registry::at(self.origins[replica].addr())
+        Registry::of(&self.origins[replica])
     }
 
     /// The storage operations of a replica so far.
@@ -129,10 +130,23 @@ impl Region {
 pub(crate) struct Registry {
     http: Client,
     base: String,
+    /// The listener for operators, for clients that read metrics.
+    admin: Option<SocketAddr>,
 }
 
 impl Registry {
-    pub(crate) fn at(address: std::net::SocketAddr) -> Self {
+    /// A client of an origin that also reads its metrics.
+    pub(crate) fn of(origin: &Origin) -> Self {
+        Self::at(origin.addr()).with_metrics_of(origin)
+    }
+
+    /// Lets the client read the metrics of an origin.
+    pub(crate) fn with_metrics_of(mut self, origin: &Origin) -> Self {
+        self.admin = Some(origin.admin_addr());
+        self
+    }
+
+    pub(crate) fn at(address: SocketAddr) -> Self {
         // The client builder requires a TLS provider even for plain HTTP. All tests install the
         // same.
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -140,29 +154,30 @@ impl Registry {
     }
 
     /// A client that does not follow redirects.
-    pub(crate) fn without_redirects(address: std::net::SocketAddr) -> Self {
+    pub(crate) fn without_redirects(address: SocketAddr) -> Self {
         Self::with(
             Client::builder().redirect(reqwest::redirect::Policy::none()),
             address,
         )
     }
 
-    fn with(builder: reqwest::ClientBuilder, address: std::net::SocketAddr) -> Self {
+    fn with(builder: reqwest::ClientBuilder, address: SocketAddr) -> Self {
         let http = builder.no_proxy().build().unwrap();
         Self {
             http,
             base: format!("http://{address}"),
+            admin: None,
         }
     }
 
     /// A client that uses HTTP/2 with prior knowledge, without TLS.
-    pub(crate) fn with_prior_knowledge(address: std::net::SocketAddr) -> Self {
+    pub(crate) fn with_prior_knowledge(address: SocketAddr) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         Self::with(Client::builder().http2_prior_knowledge(), address)
     }
 
     /// A client over HTTPS.
-    pub(crate) fn over_tls(address: std::net::SocketAddr, tls: rustls::ClientConfig) -> Self {
+    pub(crate) fn over_tls(address: SocketAddr, tls: rustls::ClientConfig) -> Self {
         let http = Client::builder()
             .tls_backend_preconfigured(tls)
             .no_proxy()
@@ -171,6 +186,7 @@ impl Registry {
         Self {
             http,
             base: format!("https://{address}"),
+            admin: None,
         }
     }
 
@@ -180,6 +196,17 @@ impl Registry {
 
     pub(crate) async fn get(&self, path: &str) -> Response {
         self.request(Method::GET, path).send().await.unwrap()
+    }
+
+    /// The text of the origin's metrics.
+    pub(crate) async fn metrics(&self) -> String {
+        let admin = self.admin.expect("a client with the metrics of an origin");
+        let answer = self
+            .http
+            .get(format!("http://{admin}/metrics"))
+            .send()
+            .await;
+        answer.unwrap().text().await.unwrap()
     }
 
     pub(crate) async fn head(&self, path: &str) -> Response {

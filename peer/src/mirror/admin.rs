@@ -1,13 +1,17 @@
 //! Endpoints for operators: metrics for Prometheus, and the status as JSON.
+//!
+//! The mirror has the status too, for `flotilla peer status` on the same machine.
 
 use core::time::Duration;
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use flotilla_runtime::metrics;
+use axum::routing::get;
+use axum::{Json, Router};
+use flotilla_runtime::admin;
+use prometheus_client::registry::Registry;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -17,7 +21,7 @@ use crate::driver::DriverCommand;
 /// How long the driver may take to answer. It never works on one event for long.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// `GET /flotilla/status`.
+/// `GET /flotilla/status` of the mirror, `GET /admin/status` of the listener for operators.
 pub(super) async fn status(State(mirror): State<Arc<Mirror>>) -> Response {
     let (sender, answer) = oneshot::channel();
     mirror
@@ -34,7 +38,10 @@ pub(super) async fn status(State(mirror): State<Arc<Mirror>>) -> Response {
     }
 }
 
-/// `GET /flotilla/metrics`, in the text format that the client accepts.
-pub(super) async fn metrics(State(mirror): State<Arc<Mirror>>, headers: HeaderMap) -> Response {
-    metrics::respond(&headers, &mirror.metrics)
+/// The endpoints of the listener for operators: the status, and `metrics` for Prometheus.
+pub(crate) fn operators(mirror: Arc<Mirror>, metrics: Registry) -> Router {
+    Router::new()
+        .route("/admin/status", get(status))
+        .with_state(mirror)
+        .merge(admin::metrics(Arc::new(metrics)))
 }

@@ -34,6 +34,7 @@ mod router;
 mod state;
 mod warm;
 
+pub(crate) use admin::operators;
 pub use client_config::{docker_daemon_json, hosts_toml, registries_conf};
 pub(crate) use context::MirrorContext;
 pub(crate) use router::router;

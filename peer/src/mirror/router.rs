@@ -18,7 +18,6 @@ use super::{admin, manifests, response, warm};
 pub(crate) fn router(mirror: Arc<Mirror>) -> Router {
     Router::new()
         .route("/flotilla/healthz", get(async || "alive\n"))
-        .route("/flotilla/metrics", get(admin::metrics))
         .route("/flotilla/status", get(admin::status))
         .route("/flotilla/warm/{*image}", post(warm::warm))
         .fallback(serve)

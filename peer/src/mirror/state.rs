@@ -7,7 +7,6 @@ use flotilla_common::digest::Digest;
 use flotilla_common::name::{Reference, RepositoryName};
 use flotilla_runtime::metrics::RequestMetrics;
 use moka::future::Cache;
-use prometheus_client::registry::Registry;
 
 use super::context::MirrorContext;
 use super::cursors::Cursors;
@@ -46,18 +45,16 @@ pub(crate) struct Mirror {
     pub(super) image_names: ImageNames,
     pub(super) registries: Registries,
     pub(super) requests: RequestMetrics,
-    pub(super) metrics: Registry,
 }
 
 impl Mirror {
     /// A mirror of `registries`, or of all registries if there are none. `requests` counts its
-    /// requests; `metrics` is what it serves to Prometheus.
+    /// requests.
     pub(crate) fn new(
         context: MirrorContext,
         pull_starter: PullStarter,
         registries: Vec<String>,
         requests: RequestMetrics,
-        metrics: Registry,
     ) -> Arc<Self> {
         requests.register_routes(&["manifest", "blob"]);
         Arc::new(Self {
@@ -71,7 +68,6 @@ impl Mirror {
             image_names: ImageNames::default(),
             registries: Registries::new(registries),
             requests,
-            metrics,
         })
     }
 }

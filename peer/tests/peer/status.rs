@@ -12,7 +12,7 @@ use flotilla_runtime::shutdown::Shutdown;
 use serde::de::DeserializeOwned;
 
 use crate::harness::tracker::FakeTracker;
-use crate::harness::{Fleet, client, get, pull, random_bytes, try_pull};
+use crate::harness::{Fleet, client, get, metrics, pull, random_bytes, try_pull};
 
 const MIB: usize = 1 << 20;
 
@@ -138,7 +138,7 @@ async fn waiting_blob_has_a_reason() {
 
 /// The lines of the metric `origin_up`.
 async fn origin_up(peer: &Peer) -> Vec<String> {
-    let text = get(peer, "/flotilla/metrics").await.text().await.unwrap();
+    let text = metrics(peer).await;
     text.lines()
         .filter(|line| line.starts_with("flotilla_peer_origin_up{"))
         .map(str::to_owned)
@@ -243,7 +243,7 @@ async fn metrics_have_units_and_labels() {
         !status.finished.is_empty()
     })
     .await;
-    let text = get(&peer, "/flotilla/metrics").await.text().await.unwrap();
+    let text = metrics(&peer).await;
     for line in [
         format!(
             "flotilla_peer_pulled_bytes_total{{source=\"origin_leased\"}} {}",
@@ -302,4 +302,24 @@ async fn trackers_of_another_region_are_used_while_the_own_one_is_lost() {
     })
     .await;
     assert_eq!(status.trackers[1].is_answering, Some(false), "{status:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn operators_have_a_port_of_their_own() {
+    let fleet = Fleet::new().await;
+    let peer = fleet.peer("vm-1").await;
+    let operator = async |path: &str| {
+        let url = format!("http://{}{path}", peer.admin_addr());
+        let answer = client().get(url).send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+    assert_eq!(operator("/healthz").await, (200, "ok\n".to_owned()));
+    assert_eq!(operator("/readyz").await, (200, "ready\n".to_owned()));
+    let (code, text) = operator("/admin/status").await;
+    assert_eq!(code, 200);
+    let status: Status = serde_json::from_str(&text).unwrap();
+    assert_eq!(status.id.as_str(), "vm-1");
+    assert_eq!(operator("/v2/").await.0, 404);
+    assert_eq!(get(&peer, "/flotilla/metrics").await.status(), 404);
+    assert_eq!(get(&peer, "/metrics").await.status(), 404);
 }

@@ -28,6 +28,7 @@ use self::format::FormatArgs;
 use self::policy::PolicyArgs;
 use self::restamp::RestampArgs;
 use self::wait::WaitArgs;
+use super::admin::AdminArgs;
 use super::service::{init, parse_address, parse_rate_limit};
 use super::tls::{TlsArgs, WithoutTls};
 use crate::command::{CommandError, block_on};
@@ -71,7 +72,7 @@ enum OriginCommand {
 
 #[derive(Debug, Args)]
 struct ServeArgs {
-    /// The address for clients, peers and /metrics
+    /// The address for clients and peers
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:5000", value_parser = parse_address)]
     listen: SocketAddr,
     /// Where images are stored: file:///dir, s3://bucket/prefix, gs://bucket/prefix,
@@ -133,6 +134,8 @@ struct ServeArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = Limits::default().drain_delay.as_secs(), value_parser = value_parser!(u64).range(0..=300))]
     drain_delay: u64,
     #[command(flatten)]
+    admin: AdminArgs,
+    #[command(flatten)]
     tls: TlsArgs,
     #[command(flatten)]
     config: ConfigFile,
@@ -183,6 +186,7 @@ fn config(args: ServeArgs) -> Result<Config, CommandError> {
     let region = args.region.unwrap_or_else(|| seal_key.issuer().clone());
     let mut config =
         Config::new(args.listen, storage, region, seal_key, Clock::system()).with_uplink(args.up);
+    config.admin = args.admin.into();
     config.tls = args.tls.identity(WithoutTls::PlainHttp)?;
     config.replicas = Replicas::at(args.replicas);
     config.replica_listen = args.replica_listen;

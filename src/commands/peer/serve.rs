@@ -16,6 +16,7 @@ use flotilla_runtime::config::{self, ConfigFile};
 use flotilla_runtime::identity::LiveKeys;
 
 use crate::command::CommandError;
+use crate::commands::admin::AdminArgs;
 use crate::commands::service::{init, parse_address, parse_rate_limit};
 use crate::commands::tls::{TlsArgs, WithoutTls};
 
@@ -86,6 +87,8 @@ pub(super) struct ServeArgs {
     /// that `flotilla simulate replay` repeats; for developers: each may grow to 1 GiB
     #[arg(long, value_name = "DIR", help_heading = "Diagnostics")]
     record: Option<PathBuf>,
+    #[command(flatten)]
+    admin: AdminArgs,
     #[command(flatten)]
     pub(super) tls: TlsArgs,
     #[command(flatten)]
@@ -171,6 +174,7 @@ fn config(args: ServeArgs) -> Result<Config, CommandError> {
     Ok(Config {
         trusted_keys,
         mirror: args.mirror,
+        admin: args.admin.into(),
         quic: args.quic,
         origins: args.origin,
         registries: args.registry,

@@ -20,6 +20,7 @@ use crate::service::{Service, ServiceCommand};
 const ORIGIN_PORT: u16 = 15_000;
 const MIRROR_PORT: u16 = 15_001;
 const QUIC_PORT: u16 = 15_002;
+const ORIGIN_ADMIN_PORT: u16 = 15_003;
 const TRACKER_PORT: u16 = 15_070;
 /// The name of the only region.
 const REGION: &str = "local";
@@ -161,6 +162,8 @@ impl Lab {
         let storage = format!("file://{}", storage.display());
         let seal_key = format!("{pki}/{region_name}.seal.key");
         let mut arguments = owned(&["origin", "--listen", &listen.to_string()]);
+        let admin = host.private_address(ORIGIN_ADMIN_PORT);
+        arguments.extend(owned(&["--admin-listen", &admin.to_string()]));
         arguments.extend(owned(&["--storage", &storage]));
         arguments.extend(owned(&["--region", &region_name, "--seal-key", &seal_key]));
         arguments.extend(self.plan.origin_arguments.iter().cloned());
@@ -460,7 +463,8 @@ impl Lab {
     /// If it does not answer.
     pub async fn origin_blob_bytes(&self, region: usize) -> Result<u64, LabError> {
         const COUNTER: &str = "flotilla_origin_sent_bytes_total ";
-        let url = format!("{}/metrics", self.origin_url(region));
+        let admin = self.origin_host(region).private_address(ORIGIN_ADMIN_PORT);
+        let url = format!("http://{admin}/metrics");
         let text = self.origins[region].get(&url).await?;
         let value = text
             .lines()

@@ -27,6 +27,8 @@ const PEER: &str = "vm-1";
 pub(crate) struct TwoRegions {
     dir: TempDir,
     addresses: [SocketAddr; 2],
+    /// Of the origins' listeners for operators.
+    admin_addresses: [SocketAddr; 2],
     /// The storages; `None` for directories.
     servers: Option<[S3; 2]>,
     http: OnceLock<reqwest::Client>,
@@ -60,9 +62,11 @@ impl TwoRegions {
     }
 
     fn without_policies(servers: Option<[S3; 2]>) -> Self {
+        let [first, second, first_admin, second_admin] = free_addresses();
         let regions = Self {
             dir: tempfile::tempdir().unwrap(),
-            addresses: free_addresses(),
+            addresses: [first, second],
+            admin_addresses: [first_admin, second_admin],
             servers,
             http: OnceLock::new(),
         };
@@ -168,9 +172,10 @@ impl TwoRegions {
     pub(crate) fn start_origin(&self, region: usize, flags: &[&str]) -> TestService {
         let seal_key = self.path(&format!("pki/{}.seal.key", REGIONS[region]));
         let (listen, storage) = (self.registry(region), self.storage(region));
+        let admin = self.admin_addresses[region].to_string();
         let mut command = self.command(region);
         command
-            .args(["origin", "--listen", &listen])
+            .args(["origin", "--listen", &listen, "--admin-listen", &admin])
             .args(["--storage", &storage, "--seal-key", &seal_key])
             .args(self.tls(region))
             .args(flags);
@@ -241,12 +246,19 @@ impl TwoRegions {
         answer.text().await.unwrap()
     }
 
+    /// The metrics of a region's origin.
+    pub(crate) async fn metrics(&self, region: usize) -> String {
+        let url = format!("http://{}/metrics", self.admin_addresses[region]);
+        let answer = self.http().get(url).send().await.unwrap();
+        answer.text().await.unwrap()
+    }
+
     /// A sample of a region's metrics, by its name and labels.
     ///
     /// # Panics
     /// If the region does not export it.
     pub(crate) async fn metric(&self, region: usize, sample: &str) -> u64 {
-        let text = self.get(region, "/metrics").await;
+        let text = self.metrics(region).await;
         let mut lines = text.lines();
         let value = lines.find_map(|line| line.strip_prefix(sample)?.trim().parse().ok());
         value.unwrap_or_else(|| panic!("no sample {sample} in\n{text}"))

@@ -28,7 +28,7 @@ use crate::listen::listen_hint;
 use crate::shutdown::Shutdown;
 
 /// Connections at once: monitoring and some operators. Further ones wait.
-const CONNECTIONS: usize = 128;
+const CONNECTIONS: usize = 32;
 
 /// The settings of the listener. Each is also a key of the service: `admin-listen` and so on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

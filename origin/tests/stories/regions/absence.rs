@@ -114,19 +114,13 @@ async fn storm_of_one_absent_digest_is_bounded() {
         "{asked} in {seconds:.1} s"
     );
     assert_eq!(asked + undecided, 400, "not asked is undecided");
-    let standing = regions
-        .client(0)
-        .get("/metrics")
-        .await
-        .text()
-        .await
-        .unwrap();
+    let standing = regions.client(0).metrics().await;
     assert!(standing.contains("region_standing{of=\"own storage\"} 100"));
 }
 
 /// Requests for manifests that a region has answered.
 async fn manifest_requests(client: &Registry) -> u64 {
-    let text = client.get("/metrics").await.text().await.unwrap();
+    let text = client.metrics().await;
     let lines = text.lines().filter(|line| {
         line.starts_with("flotilla_origin_http_requests_total{")
             && line.contains("route=\"manifest\"")
@@ -175,7 +169,7 @@ async fn own_storage_header_keeps_a_read_in_its_region() {
             "{path}"
         );
     }
-    let text = client.get("/metrics").await.text().await.unwrap();
+    let text = client.metrics().await;
     let served = "flotilla_origin_region_reads_total{from=\"eu-1\",outcome=\"served\"}";
     assert!(text.contains(served), "{text}");
 }

@@ -18,7 +18,7 @@ async fn sent_bytes(regions: &Regions, region: usize) -> u64 {
     let mut sum = 0;
     for replica in 0..regions.sites[region].origins.len() {
         let client = regions.client_of_replica(region, replica);
-        let text = client.get("/metrics").await.text().await.unwrap();
+        let text = client.metrics().await;
         let line = text
             .lines()
             .find(|line| line.starts_with("flotilla_origin_sent_bytes_total"))
@@ -165,6 +165,6 @@ async fn lost_data_is_copied_anew() {
     let after = sent_bytes(&regions, 1).await - before;
     assert_eq!(after, sent, "it is read here now");
     // A lost object is no reason to leave the storage.
-    let text = client.get("/metrics").await.text().await.unwrap();
+    let text = client.metrics().await;
     assert!(text.contains("region_standing{of=\"own storage\"} 100"));
 }

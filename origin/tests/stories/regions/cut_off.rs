@@ -59,7 +59,7 @@ async fn replica_that_is_cut_off_alone_serves_only_content() {
     assert_eq!(cut.get(&content).await.status(), StatusCode::OK);
     let ready = cut.get("/readyz").await;
     assert_eq!(ready.status(), StatusCode::SERVICE_UNAVAILABLE);
-    let text = cut.get("/metrics").await.text().await.unwrap();
+    let text = cut.metrics().await;
     assert!(
         !text.contains("region_forwarded_total{to=\"us-1\"}"),
         "{text}"

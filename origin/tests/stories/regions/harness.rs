@@ -134,14 +134,16 @@ impl Regions {
 
     /// An anonymous client of one replica, over TLS.
     pub(crate) fn client_of_replica(&self, region: usize, replica: usize) -> Registry {
-        let address = self.sites[region].origins[replica].addr();
-        Registry::over_tls(address, self.network.anonymous_tls())
+        let origin = &self.sites[region].origins[replica];
+        let client = Registry::over_tls(origin.addr(), self.network.anonymous_tls());
+        client.with_metrics_of(origin)
     }
 
     /// A client of the first replica of a region, with a certificate.
     pub(crate) fn client_as(&self, identity: &Identity, region: usize) -> Registry {
-        let address = self.sites[region].origins[0].addr();
-        Registry::over_tls(address, identity.https_client().unwrap())
+        let origin = &self.sites[region].origins[0];
+        let client = Registry::over_tls(origin.addr(), identity.https_client().unwrap());
+        client.with_metrics_of(origin)
     }
 
     /// A client of one more replica of a region, which has nothing in memory. Its siblings do not

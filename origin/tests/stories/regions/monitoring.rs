@@ -9,8 +9,7 @@ use crate::servers::GateState;
 use crate::support::{header, sample};
 
 async fn metrics(regions: &Regions, region: usize) -> String {
-    let answer = regions.client(region).get("/metrics").await;
-    answer.text().await.unwrap()
+    regions.client(region).metrics().await
 }
 
 /// The value of a metric of a region, by its name without the prefix and the value of its label.

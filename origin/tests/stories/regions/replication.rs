@@ -225,13 +225,7 @@ async fn storm_of_absent_tags_costs_few_pages() {
 
 /// Requests by other regions that a region has answered.
 async fn region_requests(regions: &Regions, region: usize) -> u64 {
-    let text = regions
-        .client(region)
-        .get("/metrics")
-        .await
-        .text()
-        .await
-        .unwrap();
+    let text = regions.client(region).metrics().await;
     let lines = text.lines().filter(|line| {
         line.starts_with("flotilla_origin_http_requests_total{")
             && line.contains("route=\"region\"")

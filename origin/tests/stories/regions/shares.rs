@@ -11,7 +11,7 @@ use crate::faulty_storage::Outage;
 use crate::support::{Registry, header, sample};
 
 async fn metric(client: &Registry, name: &str) -> Option<u64> {
-    let text = client.get("/metrics").await.text().await.unwrap();
+    let text = client.metrics().await;
     let line = text.lines().find(|line| line.starts_with(name))?;
     line.rsplit(' ').next()?.parse().ok()
 }

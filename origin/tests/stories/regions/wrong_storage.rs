@@ -21,7 +21,7 @@ async fn until_refused(regions: &Regions, region: usize, is_refused: bool) {
     let (client, name) = (regions.client(region), &regions.sites[1 - region].name);
     let line = format!("flotilla_origin_region_refused{{region=\"{name}\"}} {value}");
     until(&line, async || {
-        let metrics = client.get("/metrics").await.text().await.unwrap();
+        let metrics = client.metrics().await;
         metrics.contains(&line)
     })
     .await;

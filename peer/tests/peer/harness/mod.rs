@@ -174,6 +174,13 @@ pub(crate) async fn get(peer: &Peer, path: &str) -> Response {
     get_range(peer, path, None).await
 }
 
+/// The text of the peer's metrics.
+pub(crate) async fn metrics(peer: &Peer) -> String {
+    let url = format!("http://{}/metrics", peer.admin_addr());
+    let answer = client().get(url).send().await.unwrap();
+    answer.text().await.unwrap()
+}
+
 pub(crate) async fn get_range(peer: &Peer, path: &str, range: Option<&str>) -> Response {
     let url = format!("http://{}{path}?ns=registry.example", peer.mirror_addr());
     let mut request = client().get(url);

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::client::{get, request};
 use super::image;
-use crate::harness::{Fleet, random_bytes};
+use crate::harness::{Fleet, metrics, random_bytes};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tag_lookups_are_cached() {
@@ -78,16 +78,8 @@ async fn stale_tag_during_origin_outage_has_warning() {
         "{warnings:?}"
     );
     assert!(peer.stats().stale_tags >= 1);
-    let metrics = get(&peer, "/flotilla/metrics", None)
-        .await
-        .read_all()
-        .await
-        .unwrap();
-    assert!(
-        String::from_utf8(metrics)
-            .unwrap()
-            .contains("flotilla_peer_stale_tags_total")
-    );
+    let metrics = metrics(&peer).await;
+    assert!(metrics.contains("flotilla_peer_stale_tags_total"));
     // A tag that was never resolved here is unavailable, not unknown.
     assert_eq!(get(&peer, "/v2/app/manifests/v9", None).await.status, 503);
 }
