@@ -75,12 +75,83 @@ impl<T: Ord + Clone, S: Slot> Interner<T, S> {
     }
 }
 
+/// An interner that counts the uses of each value: the last use that ends frees the slot.
+#[derive(Clone, Debug)]
+pub struct CountedInterner<T, S> {
+    interner: Interner<T, S>,
+    /// By slot.
+    uses: Vec<u32>,
+}
+
+impl<T, S> Default for CountedInterner<T, S> {
+    fn default() -> Self {
+        Self {
+            interner: Interner::default(),
+            uses: Vec::new(),
+        }
+    }
+}
+
+impl<T: Ord + Clone, S: Slot> CountedInterner<T, S> {
+    /// The slot of `value`, with one more use.
+    pub fn acquire(&mut self, value: &T) -> S {
+        let slot = self.interner.intern(value);
+        let index = slot.index() as usize;
+        if self.uses.len() <= index {
+            self.uses.resize(index + 1, 0);
+        }
+        self.uses[index] += 1;
+        slot
+    }
+
+    /// Ends one use of `value`. Does nothing for a value without a slot.
+    pub fn release(&mut self, value: &T) {
+        let Some(slot) = self.interner.slot(value) else {
+            return;
+        };
+        let uses = &mut self.uses[slot.index() as usize];
+        *uses -= 1;
+        if *uses == 0 {
+            self.interner.release(slot);
+        }
+    }
+
+    /// The slot of `value`, if it is in use.
+    pub fn slot(&self, value: &T) -> Option<S> {
+        self.interner.slot(value)
+    }
+
+    /// Number of values in use.
+    pub fn len(&self) -> usize {
+        self.interner.len()
+    }
+
+    /// Whether no value is in use.
+    pub fn is_empty(&self) -> bool {
+        self.interner.is_empty()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
     use super::*;
     use crate::tracker::PeerSlot;
+
+    #[test]
+    fn slot_is_freed_with_its_last_use() {
+        let mut names = CountedInterner::<&str, PeerSlot>::default();
+        let one = names.acquire(&"one");
+        assert_eq!(names.acquire(&"one"), one);
+        names.release(&"one");
+        assert_eq!(names.slot(&"one"), Some(one));
+        names.release(&"one");
+        names.release(&"one");
+        assert_eq!((names.slot(&"one"), names.len()), (None, 0));
+        assert_eq!(names.acquire(&"two"), one);
+        assert!(!names.is_empty());
+    }
 
     #[test]
     fn released_slot_is_reused() {

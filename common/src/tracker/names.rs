@@ -10,34 +10,32 @@ use super::messages::{
 use super::roster::Progress;
 use super::slots::{BlobSlot, PeerSlot, RegionSlot, ZoneSlot};
 use crate::digest::Digest;
-use crate::interner::{Interner, Slot};
+use crate::interner::{CountedInterner, Interner, Slot};
 use crate::name::{PeerId, RegionName, ZoneName};
 use crate::wire::tracker as wire;
 
-/// The peers, blobs, zones and regions that the machine knows, by slot.
+/// The slots of a zone and a region that the machine does not know: it compares them with those of
+/// a peer, and never keeps them.
+const UNKNOWN_PLACE: (ZoneSlot, RegionSlot) = (ZoneSlot(u32::MAX), RegionSlot(u32::MAX));
+
+/// The peers, blobs, zones and regions that the machine knows, by slot. A zone and a region are
+/// forgotten with their last peer.
 #[derive(Debug, Default)]
 pub struct SlotNames {
     peers: Interner<PeerId, PeerSlot>,
     /// By peer slot.
     infos: Vec<Option<wire::PeerInfo>>,
     blobs: Interner<Digest, BlobSlot>,
-    zones: Interner<(RegionName, ZoneName), ZoneSlot>,
-    regions: Interner<RegionName, RegionSlot>,
+    zones: CountedInterner<(RegionName, ZoneName), ZoneSlot>,
+    regions: CountedInterner<RegionName, RegionSlot>,
 }
 
 impl SlotNames {
     /// The announce with slots for all of its names. Leases of unknown blobs and changes with an
     /// impossible progress are left out.
     pub fn announce(&mut self, request: RequestId, message: wire::AnnounceRequest) -> Announce {
-        let info = message.peer;
-        let region = self.regions.intern(&info.region);
-        let zone = self.zones.intern(&(info.region.clone(), info.zone.clone()));
-        let peer = self.peers.intern(&info.id);
-        let index = peer.index() as usize;
-        if self.infos.len() <= index {
-            self.infos.resize_with(index + 1, || None);
-        }
-        self.infos[index] = Some(info);
+        let peer = self.peers.intern(&message.peer.id);
+        let (zone, region) = self.place(peer, message.peer, message.full);
         let changes = message.changes.iter();
         let changes = changes.filter_map(|change| self.change(change)).collect();
         let leases = message.leases.iter().filter_map(|lease| {
@@ -183,8 +181,9 @@ impl SlotNames {
     /// Frees the slot of a peer that the machine forgot.
     pub fn release_peer(&mut self, peer: PeerSlot) {
         self.peers.release(peer);
-        if let Some(info) = self.infos.get_mut(peer.index() as usize) {
-            *info = None;
+        let info = self.infos.get_mut(peer.index() as usize);
+        if let Some(info) = info.and_then(Option::take) {
+            self.release_place(info);
         }
     }
 
@@ -212,6 +211,44 @@ impl SlotNames {
     pub fn has_zone_or_room(&self, peer: &wire::PeerInfo, limit: usize) -> bool {
         let zone = (peer.region.clone(), peer.zone.clone());
         self.zones.slot(&zone).is_some() || self.zones.len() < limit
+    }
+
+    /// Keeps what the peer announced about itself, and returns its zone and region.
+    ///
+    /// A peer that the machine knows moves to another place only with a full announce, because the
+    /// machine answers a delta from another place with a resync. Until then the old place must stay,
+    /// or its slots would name another one.
+    fn place(
+        &mut self,
+        peer: PeerSlot,
+        info: wire::PeerInfo,
+        is_full: bool,
+    ) -> (ZoneSlot, RegionSlot) {
+        let index = peer.index() as usize;
+        if self.infos.len() <= index {
+            self.infos.resize_with(index + 1, || None);
+        }
+        let is_same =
+            |known: &wire::PeerInfo| (&known.region, &known.zone) == (&info.region, &info.zone);
+        if !is_full
+            && self.infos[index]
+                .as_ref()
+                .is_some_and(|known| !is_same(known))
+        {
+            return UNKNOWN_PLACE;
+        }
+        let region = self.regions.acquire(&info.region);
+        let zone = (info.region.clone(), info.zone.clone());
+        let zone = self.zones.acquire(&zone);
+        if let Some(former) = self.infos[index].replace(info) {
+            self.release_place(former);
+        }
+        (zone, region)
+    }
+
+    fn release_place(&mut self, info: wire::PeerInfo) {
+        self.regions.release(&info.region);
+        self.zones.release(&(info.region, info.zone));
     }
 
     fn change(&mut self, change: &wire::Change) -> Option<RoleChange> {
@@ -259,4 +296,75 @@ impl NamedPeers {
 
 fn millis(duration: core::time::Duration) -> u32 {
     u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+
+    fn info(peer: &str, region: &str, zone: &str) -> wire::PeerInfo {
+        wire::PeerInfo {
+            id: peer.parse().unwrap(),
+            addr: "10.0.0.1:5002".parse().unwrap(),
+            region: region.parse().unwrap(),
+            zone: zone.parse().unwrap(),
+        }
+    }
+
+    fn announce(names: &mut SlotNames, peer: &wire::PeerInfo, full: bool) -> Announce {
+        let message = wire::AnnounceRequest {
+            peer: peer.clone(),
+            epoch: 1,
+            sequence: 1,
+            full,
+            changes: Vec::new(),
+            leases: Vec::new(),
+            neighbours: Vec::new(),
+            connected: Vec::new(),
+            unreachable: Vec::new(),
+            leaving: false,
+        };
+        names.announce(RequestId(0), message)
+    }
+
+    #[test]
+    fn zone_is_forgotten_with_its_last_peer() {
+        let mut names = SlotNames::default();
+        let (one, two) = (info("one", "eu", "a"), info("two", "eu", "a"));
+        let first = announce(&mut names, &one, true);
+        let second = announce(&mut names, &two, true);
+        assert_eq!((first.zone, first.region), (second.zone, second.region));
+        // Further announces of a peer are not further uses.
+        announce(&mut names, &one, true);
+        announce(&mut names, &one, false);
+        let newcomer = info("three", "us", "b");
+        names.release_peer(first.peer);
+        assert!(!names.has_zone_or_room(&newcomer, 1), "a peer is left");
+        names.release_peer(second.peer);
+        assert!(names.has_zone_or_room(&newcomer, 1));
+        assert_eq!(announce(&mut names, &newcomer, true).zone, first.zone);
+        assert!(!names.has_zone_or_room(&one, 1));
+    }
+
+    #[test]
+    fn peer_that_moves_leaves_its_zone_with_a_full_announce() {
+        let mut names = SlotNames::default();
+        let before = announce(&mut names, &info("one", "eu", "a"), true);
+        let moved = info("one", "us", "b");
+        let delta = announce(&mut names, &moved, false);
+        assert_ne!((delta.zone, delta.region), (before.zone, before.region));
+        assert_eq!(names.info(before.peer).unwrap().zone.as_str(), "a");
+        assert!(
+            !names.has_zone_or_room(&moved, 1),
+            "the machine knows zone a"
+        );
+        let full = announce(&mut names, &moved, true);
+        // The machine compares the new place with the one that it knows.
+        assert_ne!((full.zone, full.region), (before.zone, before.region));
+        assert_eq!(names.info(before.peer).unwrap().zone.as_str(), "b");
+        assert!(names.has_zone_or_room(&moved, 1));
+        assert!(!names.has_zone_or_room(&info("two", "eu", "a"), 1));
+    }
 }

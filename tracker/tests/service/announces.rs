@@ -6,11 +6,12 @@ use flotilla_common::chunk_map::ChunkMap;
 use flotilla_common::codec;
 use flotilla_common::digest::Digest;
 use flotilla_common::wire::tracker::{
-    AnnounceAnswer, BlobState, Change, HeldLease, LeaseAnswer, LeaseAsk, v1,
+    ANNOUNCE_PATH, AnnounceAnswer, BlobState, Change, HeldLease, LeaseAnswer, LeaseAsk, v1,
 };
+use flotilla_tracker::{Config, LimitsConfig};
 use reqwest::StatusCode;
 
-use crate::harness::{Region, blob, config, wanted};
+use crate::harness::{Peer, Region, blob, config, wanted};
 
 #[tokio::test]
 async fn handout_prefers_peers_of_the_same_zone() {
@@ -136,6 +137,29 @@ async fn unspecified_address_becomes_the_client_address() {
         peers[0].addr,
         SocketAddr::from((Ipv4Addr::LOCALHOST, 4_001))
     );
+    region.stop().await;
+}
+
+#[tokio::test]
+async fn zone_makes_room_with_its_last_peer() {
+    let limits = LimitsConfig {
+        zones: 1,
+        ..LimitsConfig::default()
+    };
+    let region = Region::start(Config { limits, ..config() }).await;
+    let announce = async |peer: &Peer, leaving: bool| {
+        let mut request = peer.request(true, Vec::new());
+        request.leaving = leaving;
+        let request = codec::encode(&request).unwrap();
+        peer.post(ANNOUNCE_PATH, request).await.0
+    };
+    let (first, second) = (region.peer("first", "a"), region.peer("second", "b"));
+    assert_eq!(announce(&first, false).await, StatusCode::OK);
+    let full = StatusCode::SERVICE_UNAVAILABLE;
+    assert_eq!(announce(&second, false).await, full);
+    assert_eq!(announce(&first, true).await, StatusCode::OK);
+    assert_eq!(announce(&second, false).await, StatusCode::OK);
+    assert_eq!(announce(&first, false).await, full);
     region.stop().await;
 }
 
