@@ -12,11 +12,11 @@ use flotilla_common::seal::TrustedKeys;
 use flotilla_common::swarm::SwarmConfig;
 use flotilla_common::tracker::TrackerUrl;
 use flotilla_common::units::{BitRate, ByteSize};
+use flotilla_runtime::address_range::AddressRange;
 use flotilla_runtime::admin::AdminSettings;
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::identity::{Identity, LiveKeys};
 
-use crate::dial_filter::AddressRange;
 use crate::transport::{ChunkInterceptor, CongestionControl, Unaltered};
 
 /// The default address of the mirror.

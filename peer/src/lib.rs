@@ -46,7 +46,6 @@ use flotilla_runtime::shutdown::Shutdown;
 use tokio::net::TcpListener;
 
 pub use config::{Config, OriginUrl, check_url, parse_tracker};
-pub use dial_filter::AddressRange;
 pub use flotilla_common::opening::FallbackTimeouts;
 pub use mirror::{Warming, docker_daemon_json, hosts_toml, registries_conf};
 pub use origin::{BuildClientError, tracker_http_client};

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, value_parser};
+use flotilla_runtime::address_range::AddressRange;
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::config::ConfigFile;
 use flotilla_tracker::{Config, Tracker};
@@ -38,6 +39,10 @@ pub struct TrackerArgs {
     /// This tracker's own URL among --trackers
     #[arg(long, value_name = "URL")]
     own_url: Option<String>,
+    /// The addresses that peers may announce although their requests come from another one, because a
+    /// proxy or an address translation is in between: 10.0.0.0/8,fd00::/8 [default: none]
+    #[arg(long, value_name = "CIDR[,CIDR]", value_delimiter = ',')]
+    advertised_from: Vec<AddressRange>,
     /// Chunks of one blob that peers of one region may fetch from the origin at the same time
     #[arg(long, value_name = "N", default_value_t = Config::default().lease.open, value_parser = value_parser!(u32).range(1..))]
     open_leases: u32,
@@ -65,6 +70,7 @@ pub fn run(args: TrackerArgs) -> Result<(), CommandError> {
             admin: args.admin.into(),
             trackers: args.trackers,
             own_url: args.own_url,
+            advertised_from: args.advertised_from,
             record: args.record,
             ..Config::default()
         };

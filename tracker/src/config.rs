@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use flotilla_common::tracker as machine;
+use flotilla_runtime::address_range::AddressRange;
 use flotilla_runtime::admin::AdminSettings;
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +24,10 @@ pub struct Config {
     pub trackers: Vec<String>,
     /// This tracker's own URL in `trackers`. Needed exactly when `trackers` is not empty.
     pub own_url: Option<String>,
+    /// Where peers may be that announce another address than the source address of their request,
+    /// because a proxy or an address translation is between them and the tracker. Default empty: a
+    /// peer is at its source address.
+    pub advertised_from: Vec<AddressRange>,
     /// Shortest time between two announces of a peer. Default 5000.
     pub min_interval_ms: u32,
     /// Longest time between two announces of a peer. Default 120000.
@@ -90,6 +95,7 @@ impl Default for Config {
             admin: AdminSettings::default(),
             trackers: Vec::new(),
             own_url: None,
+            advertised_from: Vec::new(),
             min_interval_ms: 5_000,
             max_interval_ms: 120_000,
             announces_per_second: 2_000,

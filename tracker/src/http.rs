@@ -204,7 +204,8 @@ impl IntoResponse for RejectedRequest {
         let status = match self {
             Self::Body(rejection) => rejection.status(),
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::NoCertificate | Self::Request(RequestError::OtherIdentity { .. }) => {
+            Self::NoCertificate
+            | Self::Request(RequestError::OtherIdentity { .. } | RequestError::Address { .. }) => {
                 StatusCode::FORBIDDEN
             }
             Self::Request(RequestError::TooManyPeers | RequestError::TooManyZones) => {

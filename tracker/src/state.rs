@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use flotilla_common::digest::Digest;
 use flotilla_common::name::{PeerId, RegionName};
@@ -15,7 +15,9 @@ use flotilla_common::tracker::{
 };
 use flotilla_common::wire::tracker::{
     AnnounceAnswer, AnnounceRequest, BlobState, LeaseAnswer, LeaseAsk, LeaseRequest, MAX_CHANGES,
+    PeerInfo,
 };
+use flotilla_runtime::address_range::AddressRange;
 use serde::Serialize;
 use tokio::sync::oneshot;
 
@@ -41,6 +43,15 @@ pub(crate) enum RequestError {
     ChunkCount { digest: Digest, chunks: u32 },
     #[error("peer id mismatch: the message says {claimed}, the certificate {certified}")]
     OtherIdentity { certified: PeerId, claimed: PeerId },
+    #[error(
+        "peer {peer} announces the address {announced}, but its request comes from {client}; if it \
+         is right, add its network to advertised-from of the tracker"
+    )]
+    Address {
+        peer: PeerId,
+        announced: SocketAddr,
+        client: IpAddr,
+    },
     #[error("the tracker is full; run more trackers")]
     TooManyPeers,
     #[error("the tracker has too many zones; check the zone keys of the peers")]
@@ -92,6 +103,7 @@ pub(crate) struct State {
     machine: Recorded<TrackerMachine>,
     names: SlotNames,
     zones_limit: usize,
+    advertised_from: Vec<AddressRange>,
     waiting: HashMap<RequestId, WaitingRequest>,
     next_request: u64,
     group: TrackerGroup,
@@ -109,6 +121,7 @@ impl State {
             machine: Recorded::new((config.machine(), rng_seed), recording),
             names: SlotNames::default(),
             zones_limit: config.limits.zones as usize,
+            advertised_from: config.advertised_from.clone(),
             waiting: HashMap::new(),
             next_request: 0,
             group: TrackerGroup::new(config.trackers.clone(), config.own_url.clone()),
@@ -140,11 +153,9 @@ impl State {
         client: IpAddr,
     ) -> Result<AnnounceAnswer, RequestError> {
         check_announce(&request)?;
+        self.check_address(&mut request.peer, client)?;
         if !self.names.has_zone_or_room(&request.peer, self.zones_limit) {
             return Err(RequestError::TooManyZones);
-        }
-        if request.peer.addr.ip().is_unspecified() {
-            request.peer.addr.set_ip(client);
         }
         let announce = self.names.announce(RequestId(0), request);
         self.machine.handle(now, TrackerInput::Announce(announce));
@@ -152,6 +163,26 @@ impl State {
         // An announce is answered while it is handled.
         self.drain(now)
             .unwrap_or(Ok(AnnounceAnswer::Resync { epoch }))
+    }
+
+    /// Checks that a peer is at the address that it announces, because all peers of its swarms dial
+    /// it: it is the source address of its request, or in a configured range.
+    fn check_address(&self, peer: &mut PeerInfo, client: IpAddr) -> Result<(), RequestError> {
+        let (ip, source) = (peer.addr.ip().to_canonical(), client.to_canonical());
+        if ip.is_unspecified() {
+            peer.addr.set_ip(client);
+            return Ok(());
+        }
+        // All loopback addresses are of the tracker's own machine.
+        let is_source = ip == source || (ip.is_loopback() && source.is_loopback());
+        if is_source || self.advertised_from.iter().any(|range| range.contains(ip)) {
+            return Ok(());
+        }
+        Err(RequestError::Address {
+            peer: peer.id.clone(),
+            announced: peer.addr,
+            client,
+        })
     }
 
     /// Handles a lease request. The answer may come later.

@@ -1,10 +1,11 @@
-//! Infrastructure that the services share: clock, configuration, failover, HTTP server, TLS
-//! identity, metrics, rate limits, the limit on open files, shutdown, logs.
+//! Infrastructure that the services share: ranges of addresses, clock, configuration, failover,
+//! HTTP server, TLS identity, metrics, rate limits, the limit on open files, shutdown, logs.
 //!
 //! The state machines of `flotilla_common` decide; the services around them do the I/O. Code that
 //! two services need lives here, one module per subject. Nothing here knows an origin, a tracker or
 //! a peer.
 
+pub mod address_range;
 pub mod admin;
 pub mod clock;
 pub mod config;

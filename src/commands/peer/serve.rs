@@ -8,9 +8,8 @@ use flotilla_common::chunk::MAX_CHUNK_LOG2;
 use flotilla_common::name::{DEFAULT_REGION, RegionName, ZoneName};
 use flotilla_common::tracker::TrackerUrl;
 use flotilla_common::units::{BitRate, ByteSize, UnitError};
-use flotilla_peer::{
-    AddressRange, Config, CongestionControl, OriginUrl, Peer, check_url, parse_tracker,
-};
+use flotilla_peer::{Config, CongestionControl, OriginUrl, Peer, check_url, parse_tracker};
+use flotilla_runtime::address_range::AddressRange;
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::config::{self, ConfigFile};
 use flotilla_runtime::identity::LiveKeys;

@@ -141,6 +141,41 @@ async fn unspecified_address_becomes_the_client_address() {
 }
 
 #[tokio::test]
+async fn peer_elsewhere_than_its_source_address_needs_a_configured_range() {
+    let announce = async |region: &Region, address: &str| {
+        let mut peer = region.peer("peer", "a");
+        peer.info.addr = address.parse().unwrap();
+        let request = codec::encode(&peer.request(true, Vec::new())).unwrap();
+        let (status, body) = peer.post(ANNOUNCE_PATH, request).await;
+        (status, String::from_utf8_lossy(&body).into_owned())
+    };
+    let region = Region::start(config()).await;
+    for address in ["10.0.0.53:53", "224.0.0.1:5002", "[::ffff:10.0.0.53]:53"] {
+        let (status, text) = announce(&region, address).await;
+        assert_eq!(status, StatusCode::FORBIDDEN, "{address}");
+        let is_explained =
+            text.contains("comes from 127.0.0.1") && text.contains("advertised-from");
+        assert!(text.contains(address) && is_explained, "{text}");
+    }
+    assert_eq!(region.tracker.peer_count(), 0);
+    for address in ["127.0.0.1:4000", "127.0.0.9:4000", "[::1]:4000"] {
+        assert_eq!(announce(&region, address).await.0, StatusCode::OK);
+    }
+    region.stop().await;
+
+    let advertised_from = vec!["10.0.0.0/8".parse().unwrap()];
+    let region = Region::start(Config {
+        advertised_from,
+        ..config()
+    })
+    .await;
+    assert_eq!(announce(&region, "10.0.0.53:53").await.0, StatusCode::OK);
+    let (status, _) = announce(&region, "192.0.2.1:53").await;
+    assert_eq!(status, StatusCode::FORBIDDEN);
+    region.stop().await;
+}
+
+#[tokio::test]
 async fn zone_makes_room_with_its_last_peer() {
     let limits = LimitsConfig {
         zones: 1,
