@@ -121,6 +121,11 @@ impl<T: Ord + Clone, S: Slot> CountedInterner<T, S> {
         self.interner.slot(value)
     }
 
+    /// The value in a slot, if the slot is in use.
+    pub fn value(&self, slot: S) -> Option<&T> {
+        self.interner.value(slot)
+    }
+
     /// Number of values in use.
     pub fn len(&self) -> usize {
         self.interner.len()

@@ -257,6 +257,7 @@ impl TrackerMachine {
             }
             self.roster
                 .insert_peer(peer, announce.zone, announce.region);
+            self.origins.peer_joined(announce.region);
         }
         self.counts.announces += 1;
         let next = self.next_interval();
@@ -347,6 +348,8 @@ impl TrackerMachine {
             }
         }
         if has_moved && let Some(record) = self.roster.peer_mut(peer) {
+            self.origins.peer_left(record.region);
+            self.origins.peer_joined(announce.region);
             record.zone = announce.zone;
             record.region = announce.region;
         }
@@ -479,6 +482,9 @@ impl TrackerMachine {
         let swarms: Vec<BlobSlot> = self.roster.swarms_of(peer).collect();
         for blob in &swarms {
             self.leave_swarm(now, peer, *blob);
+        }
+        if let Some(record) = self.roster.peer(peer) {
+            self.origins.peer_left(record.region);
         }
         self.roster.remove_peer(peer);
         self.authorities.forget_peer(peer);

@@ -168,9 +168,27 @@ impl Opinion {
 #[derive(Debug, Default)]
 pub(super) struct OriginOpinions {
     by_region: BTreeMap<RegionSlot, Vec<Opinion>>,
+    /// Peers of each region.
+    peers: BTreeMap<RegionSlot, u32>,
 }
 
 impl OriginOpinions {
+    /// A peer of a region joined.
+    pub(super) fn peer_joined(&mut self, region: RegionSlot) {
+        *self.peers.entry(region).or_default() += 1;
+    }
+
+    /// A peer of a region left. The last one takes its region's opinions with it, because the slot
+    /// may be given to another region.
+    pub(super) fn peer_left(&mut self, region: RegionSlot) {
+        let left = self.peers.remove(&region).unwrap_or_default();
+        if left > 1 {
+            self.peers.insert(region, left - 1);
+        } else {
+            self.by_region.remove(&region);
+        }
+    }
+
     /// The origin from which a lease is fetched by a peer of `region` that may ask those of
     /// `origins` regions; `None` if the peer decides.
     pub(super) fn choose(

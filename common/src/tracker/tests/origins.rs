@@ -277,6 +277,17 @@ fn origin_that_served_last_is_asked_when_all_are_out() {
 }
 
 #[test]
+fn opinions_of_a_region_end_with_its_last_peer() {
+    let mut burst = Burst::with_origin_out();
+    for peer in 0..100 {
+        assert_eq!(burst.tracker.machine.origins_out(), 1);
+        let peer = PeerSlot(peer);
+        burst.tracker.handle(TrackerInput::Gone { peer });
+    }
+    assert_eq!(burst.tracker.machine.origins_out(), 0);
+}
+
+#[test]
 fn peer_that_does_not_let_the_tracker_choose_decides_itself() {
     let mut burst = Burst::with_origin_out();
     for origins in [0, 1] {
