@@ -429,27 +429,6 @@ fn tracker_that_does_not_know_the_peer_gets_an_announce() {
 }
 
 #[test]
-fn named_holder_is_handed_out() {
-    let mut shell = Shell::announced(1, vec![wanted(1)]);
-    let digest = blob(1);
-    shell.request_lease(ms(0), digest);
-    let (exchange, ..) = shell.lease_post(ms(0));
-    let peer = info("holder");
-    shell.answer_lease(ms(10), exchange, LeaseAnswer::Dial { peer: peer.clone() });
-    let peers = vec![peer];
-    assert_eq!(
-        shell.outputs(ms(10)),
-        vec![
-            SessionOutput::Handouts(vec![NamedPeers { digest, peers }]),
-            SessionOutput::LeaseWait {
-                digest,
-                retry_after: Duration::ZERO
-            }
-        ]
-    );
-}
-
-#[test]
 fn late_renewal_reports_a_lost_lease() {
     let mut shell = Shell::announced(1, vec![wanted(1)]);
     let digest = blob(1);

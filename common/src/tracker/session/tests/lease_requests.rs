@@ -134,3 +134,24 @@ fn waiting_holder_is_told_where_its_lease_moves() {
     let moved = SessionOutput::LeaseMoved { digest, chunk, to };
     assert_eq!(shell.outputs(ms(0)), vec![moved]);
 }
+
+#[test]
+fn named_holder_is_handed_out() {
+    let mut shell = Shell::announced(1, vec![wanted(1)]);
+    let digest = blob(1);
+    shell.request_lease(ms(0), digest);
+    let (exchange, ..) = shell.lease_post(ms(0));
+    let peer = info("holder");
+    shell.answer_lease(ms(10), exchange, LeaseAnswer::Dial { peer: peer.clone() });
+    let peers = vec![peer];
+    assert_eq!(
+        shell.outputs(ms(10)),
+        vec![
+            SessionOutput::Handouts(vec![NamedPeers { digest, peers }]),
+            SessionOutput::LeaseWait {
+                digest,
+                retry_after: Duration::ZERO
+            }
+        ]
+    );
+}
