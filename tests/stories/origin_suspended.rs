@@ -8,9 +8,9 @@ use flotilla_lab::LabPlan;
 use crate::harness::lab::{SLOW_SIZE, TestLab, slow_peers, slow_region};
 
 const PEERS: usize = 8;
-/// How much longer a pull may take than the slowest one of a healthy region; generous, because other
-/// tests run beside this one. Measured alone: 2.2 s if the origin hangs before the burst, of which a
-/// pull waits 1.75 s for the manifest of its tag, and 0.7 s in its middle.
+/// How much longer a pull may take than the slowest one of a healthy region; generous, because
+/// other tests run beside this one. Measured alone: 2.2 s if the origin hangs before the burst, of
+/// which a pull waits 1.75 s for the manifest of its tag, and 0.7 s in its middle.
 const MOST_DELAY: Duration = Duration::from_secs(5);
 /// The most bytes from the other region's origin, in copies of the image.
 const MOST_WAN_COPIES: f64 = 1.1;
