@@ -61,7 +61,10 @@ fn excess(tracker: &SimulatedTracker, regions: usize) -> Option<String> {
     }
     tracker.machine.swarms().find_map(|swarm| {
         let parked = (limits.lease.parked_limit * regions).min(swarm.peers);
-        let open = limits.lease.most_open() * regions;
+        let open = match regions {
+            1 => limits.lease.most_open(),
+            _ => limits.lease.most_open().max(limits.lease.most_far_open()) * regions,
+        };
         let counts = [
             (swarm.peers, peers as usize, "peers in a swarm"),
             (swarm.parked, parked, "parked requests for a blob"),

@@ -34,10 +34,10 @@ fn origin_relays_from_the_other_region_while_its_storage_fails() {
 fn refused_calls_are_noticed_sooner_than_a_storage_that_hangs() {
     let refuses = outcome(2, "at_s = 0\nkind = 'refuse-storage'");
     let hangs = outcome(2, "at_s = 0\nkind = 'hang-storage'");
-    // The first requests wait for a second and a half.
+    // The origin itself waits for a second and a half; the tracker moves its leases before that.
     let (sooner, later) = (refuses.first_byte_p99_s, hangs.first_byte_p99_s);
-    assert!(later > sooner + 1.0, "{sooner} and {later}");
-    assert!(later < 2.5, "{later}");
+    assert!(later > sooner + 0.2, "{sooner} and {later}");
+    assert!(later < 1.5, "{later}");
 }
 
 #[test]

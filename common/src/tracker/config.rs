@@ -95,12 +95,12 @@ impl LeaseSettings {
     /// Most leases of one blob in one region that are open at the same time: those that count, and
     /// those whose holders are late to confirm, because each of these made room for another one.
     pub const fn most_open(&self) -> usize {
-        let limit = if self.open_limit > self.far_open_limit {
-            self.open_limit
-        } else {
-            self.far_open_limit
-        };
-        limit * (UNCONFIRMED_FACTOR as usize + 1)
+        self.open_limit * (UNCONFIRMED_FACTOR as usize + 1)
+    }
+
+    /// As [`Self::most_open`], while origins of other regions serve.
+    pub const fn most_far_open(&self) -> usize {
+        self.far_open_limit * (UNCONFIRMED_FACTOR as usize + 1)
     }
 }
 
