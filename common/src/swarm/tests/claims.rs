@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use super::support::{BLOB, PEER, connect, facts, ms, outputs, wanting};
+use super::support::{BLOB, PEER, connect, facts, grant_lease_at, ms, outputs, wanting};
 use crate::swarm::{
     ChunkSource, Claim, DownloadFailure, HaveBatch, HeldChunks, Input, Nearness, Output,
     PeerMachine, PeerSlot, TransferId,
@@ -198,18 +198,7 @@ fn claims_do_not_matter_while_a_tracker_grants_leases() {
     );
     hear(&mut machine, ms(0), PEER, claims_of(0..8));
     run(&mut machine, ms(0), ms(5));
-    let term = Duration::from_secs(1);
-    let (blob, chunk) = (BLOB, 3);
-    machine.handle(
-        ms(5),
-        Input::LeaseGranted {
-            blob,
-            chunk,
-            term,
-            from: None,
-            is_out: false,
-        },
-    );
+    grant_lease_at(&mut machine, ms(5), 3, Duration::from_secs(1));
     let done = run(&mut machine, ms(5), ms(50));
     assert_eq!(chunks_of(&done), [3]);
     assert!(done.told.is_empty(), "the lease is known to the tracker");
@@ -224,18 +213,7 @@ fn fetch_under_a_lease_is_claimed_when_the_tracker_is_lost() {
         PEER,
         HeldChunks::Chunks(HaveBatch::default()),
     );
-    let term = Duration::from_secs(1);
-    let (blob, chunk) = (BLOB, 3);
-    machine.handle(
-        ms(1),
-        Input::LeaseGranted {
-            blob,
-            chunk,
-            term,
-            from: None,
-            is_out: false,
-        },
-    );
+    grant_lease_at(&mut machine, ms(1), 3, Duration::from_secs(1));
     outputs(&mut machine);
     machine.handle(ms(5), Input::TrackerUnreachable);
     let done = run(&mut machine, ms(5), ms(6));

@@ -66,11 +66,15 @@ pub(super) fn connect(machine: &mut PeerMachine, now: Time, peer: PeerSlot, have
 
 /// The tracker grants a lease on a chunk at the start.
 pub(super) fn grant_lease(machine: &mut PeerMachine, chunk: u32, term: Duration) {
-    let blob = BLOB;
+    grant_lease_at(machine, ms(0), chunk, term);
+}
+
+/// The tracker grants a lease on a chunk, and leaves the choice of the origin to the peer.
+pub(super) fn grant_lease_at(machine: &mut PeerMachine, now: Time, chunk: u32, term: Duration) {
     machine.handle(
-        ms(0),
+        now,
         Input::LeaseGranted {
-            blob,
+            blob: BLOB,
             chunk,
             term,
             from: None,

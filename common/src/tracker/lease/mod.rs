@@ -128,11 +128,8 @@ impl Authority {
         (received, from): (u64, Option<OriginRegion>),
         ctx: &mut AuthorityContext<'_>,
     ) -> LeaseOutcome {
-        if let Some(lease) = self
-            .open
-            .iter_mut()
-            .find(|lease| lease.chunk == chunk && lease.holder == peer)
-        {
+        if let Some(at) = self.index_of(peer, chunk) {
+            let lease = &mut self.open[at];
             let is_extended = !lease.is_confirmed || received > lease.received;
             if is_extended {
                 if received > lease.received {
@@ -172,10 +169,10 @@ impl Authority {
         from: Option<OriginRegion>,
         ctx: &mut AuthorityContext<'_>,
     ) -> LeaseOutcome {
-        let mut open = self.open.iter_mut();
-        let Some(lease) = open.find(|lease| lease.chunk == chunk && lease.holder == peer) else {
+        let Some(at) = self.index_of(peer, chunk) else {
             return LeaseOutcome::NotHeld;
         };
+        let lease = &mut self.open[at];
         lease.waiting_at = Some(ctx.now);
         let Some(origin) = lease.known_origin(from.or(lease.from)) else {
             return LeaseOutcome::Noted;
@@ -207,10 +204,7 @@ impl Authority {
     ) -> bool {
         match self.chunks.get(chunk) {
             None => false,
-            Some(ChunkState::Open) => self
-                .open
-                .iter()
-                .any(|lease| lease.chunk == chunk && lease.holder == peer),
+            Some(ChunkState::Open) => self.index_of(peer, chunk).is_some(),
             Some(ChunkState::Held(_)) => true,
             Some(ChunkState::Free | ChunkState::Orphaned) => {
                 if self.counted(ctx.now) < ctx.config.open_limit && !self.has_open(peer) {
@@ -257,11 +251,7 @@ impl Authority {
         chunk: u32,
         ctx: &mut AuthorityContext<'_>,
     ) -> LeaseOutcome {
-        match self
-            .open
-            .iter()
-            .position(|lease| lease.chunk == chunk && lease.holder == peer)
-        {
+        match self.index_of(peer, chunk) {
             Some(at) => {
                 self.close(at);
                 ctx.counts.failed += 1;
@@ -347,6 +337,12 @@ impl Authority {
         let mut holders = self.open.iter().filter(waiting).map(|lease| lease.holder);
         let first = holders.next();
         self.moved_at + term / 2 <= ctx.now && holders.any(|holder| Some(holder) != first)
+    }
+
+    /// The index of the open lease of a peer on a chunk.
+    fn index_of(&self, peer: PeerSlot, chunk: u32) -> Option<usize> {
+        let mut open = self.open.iter();
+        open.position(|lease| lease.chunk == chunk && lease.holder == peer)
     }
 
     fn has_open(&self, peer: PeerSlot) -> bool {
